@@ -1,0 +1,34 @@
+"""mha: multi-head attention, from one head to the full masked module.
+
+``import mha`` loads torch, numpy and jaxtyping only. Submodules load when they are first used.
+"""
+
+import importlib
+
+from mha.attention import scaled_dot_product_attention
+from mha.multihead import MultiHeadAttention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MultiHeadAttention",
+    "data",
+    "heads",
+    "masks",
+    "models",
+    "positions",
+    "reference",
+    "scaled_dot_product_attention",
+    "training",
+    "viz",
+]
+
+
+def __getattr__(name: str):
+    if name in __all__:  # the submodules; the two names above are defined already
+        return importlib.import_module(f"mha.{name}")
+    raise AttributeError(f"module 'mha' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

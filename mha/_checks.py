@@ -1,0 +1,157 @@
+"""What the attention function refuses, and in which words. Only shapes and types are read here,
+with one exception that is named: a float mask of 0 and 1 on the CPU."""
+
+import math
+import warnings
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "reference", "sdpa")
+
+
+def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> torch.Size:
+    """Refuse operands that do not fit; return the leading axes (..., H) they broadcast to."""
+    named = {"query": query, "key": key, "value": value}
+    for name, x in named.items():
+        check_floating(name, x)
+        if x.ndim < 2:
+            raise ValueError(f"{name} must have shape (..., H, length, D), got {tuple(x.shape)}")
+    for attribute in ("dtype", "device"):
+        if len({getattr(x, attribute) for x in named.values()}) > 1:
+            got = ", ".join(f"{name} {getattr(x, attribute)}" for name, x in named.items())
+            raise ValueError(f"query, key and value must share one {attribute}, got {got}")
+    if query.shape[-1] != key.shape[-1] or query.shape[-1] == 0:
+        raise ValueError(
+            f"query and key must have the same head width D >= 1, got query {tuple(query.shape)} "
+            f"with D={query.shape[-1]} and key {tuple(key.shape)} with D={key.shape[-1]}"
+        )
+    if key.shape[-2] != value.shape[-2]:
+        raise ValueError(
+            f"key and value must have the same length S, got key {tuple(key.shape)} with "
+            f"S={key.shape[-2]} and value {tuple(value.shape)} with S={value.shape[-2]}"
+        )
+    try:
+        return torch.broadcast_shapes(*(x.shape[:-2] for x in named.values()))
+    except RuntimeError:
+        got = ", ".join(f"{name} {tuple(x.shape[:-2])}" for name, x in named.items())
+        raise ValueError(
+            f"batch and head axes of query, key and value must be equal or 1, got {got}"
+        ) from None
+
+
+def check_floating(name: str, x: Tensor) -> None:
+    """Refuse what is not a floating-point tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {x.dtype}")
+
+
+def check_attn_mask(mask: Tensor | None, query: Tensor, target: tuple[int, ...]) -> None:
+    """Refuse a score mask of the wrong type, device or shape; ``target`` is (..., H, T, S)."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attn_mask must be a tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(
+            f"attn_mask must be bool (True = may attend) or floating (added to the scores), "
+            f"got {mask.dtype}; for 0 and 1 say attn_mask.bool()"
+        )
+    if mask.dtype not in (torch.bool, torch.float32, query.dtype):
+        raise TypeError(
+            f"a floating attn_mask must be {query.dtype} like the query, or torch.float32, "
+            f"got {mask.dtype}"
+        )
+    _check_mask_place("attn_mask", mask, query, target)
+    if mask.dtype != torch.bool and _may_read(mask) and _is_zero_one(mask):
+        warnings.warn(
+            "attn_mask is a float mask of 0 and 1, which is added to the scores and hides "
+            "nothing; if 1 means 'may attend', say attn_mask.bool()",
+            stacklevel=3,
+        )
+
+
+def check_key_mask(mask: Tensor | None, query: Tensor, target: tuple[int, ...]) -> None:
+    """Refuse a key mask that is not bool, or does not broadcast to ``target``, (..., S)."""
+    if mask is None:
+        return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"key_mask must be a tensor, got {type(mask).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"key_mask must be bool (True = a real key), got {mask.dtype}; say key_mask.bool()"
+        )
+    if mask.ndim == 0 or mask.shape[-1] != target[-1]:
+        raise ValueError(
+            f"key_mask must have one entry for each of the S={target[-1]} keys on its last axis, "
+            f"got shape {tuple(mask.shape)}"
+        )
+    _check_mask_place("key_mask", mask, query, target)
+
+
+def _check_mask_place(name: str, mask: Tensor, query: Tensor, target: tuple[int, ...]) -> None:
+    """Refuse a mask on another device, or one that would enlarge what it is broadcast to."""
+    if mask.device != query.device:
+        raise ValueError(f"{name} must be on {query.device} like the query, got {mask.device}")
+    fits = mask.ndim <= len(target) and all(
+        have in (1, want)
+        for have, want in zip(reversed(mask.shape), reversed(target), strict=False)
+    )
+    if not fits:
+        hint = ""
+        if name == "attn_mask" and mask.ndim == 3 and len(target) == 4:
+            hint = "; a mask (B, T, S) needs a head axis: attn_mask[:, None]"
+        raise ValueError(
+            f"{name} cannot broadcast from {tuple(mask.shape)} to {tuple(target)}{hint}"
+        )
+
+
+def check_options(dropout_p, is_causal, scale, q_offset, backend) -> None:
+    """Refuse options of the wrong type or outside their range."""
+    check_dropout("dropout_p", dropout_p)
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"is_causal must be True or False, got {type(is_causal).__name__}")
+    if isinstance(q_offset, bool) or not isinstance(q_offset, int | torch.SymInt):
+        raise TypeError(f"q_offset must be an int, got {type(q_offset).__name__}")
+    check_scale(scale)
+    check_backend(backend)
+
+
+def check_dropout(name: str, probability) -> None:
+    """Refuse a dropout probability that is not a number in [0, 1]."""
+    if not isinstance(probability, Real):
+        raise TypeError(f"{name} must be a number, got {type(probability).__name__}")
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"{name} must be a probability in [0, 1], got {probability}")
+
+
+def check_scale(scale) -> None:
+    """Refuse a scale that is neither None nor a finite number."""
+    if scale is None:
+        return
+    if not isinstance(scale, Real | torch.SymFloat):
+        raise TypeError(f"scale must be None or a number, got {type(scale).__name__}")
+    if not isinstance(scale, torch.SymFloat) and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+
+
+def check_backend(backend) -> None:
+    """Refuse an unknown backend, and list the known ones."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+
+
+def _may_read(x: Tensor) -> bool:
+    """Whether a tensor's values may be looked at: on the CPU, outside tracing and vmap."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _is_zero_one(mask: Tensor) -> bool:
+    """At least one 1, and nothing but 0 and 1."""
+    ones = mask == 1
+    return bool(ones.any()) and bool((ones | (mask == 0)).all())
