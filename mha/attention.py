@@ -3,10 +3,13 @@
 Axes: B batch, H heads, T queries, S keys, D width of one head, D_v width of one value.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mha import _checks, masks
 
@@ -63,7 +66,8 @@ def scaled_dot_product_attention(
         padding = ~key_mask[..., None, :, None]  # (..., 1, S, 1)
         key, value = key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    is_causal = is_causal and q_offset < sizes[1] - 1  # otherwise the last key is seen by all
+    if is_causal and 0 < q_offset >= sizes[1] - 1:
+        is_causal = False  # even the first query sees the last key
     rules = attn_mask, key_mask, is_causal, q_offset
     with torch.autocast(query.device.type, enabled=False):
         output, weights = _run(query, key, value, rules, dropout_p, scale, backend, return_weights)
@@ -105,20 +109,26 @@ def _weights(query: Tensor, key: Tensor, rules: tuple, scale: float) -> Tensor:
 def _sdpa(query, key, value, rules, dropout_p, scale):
     """torch's fused kernels; the causal flag is theirs only where no other mask is given."""
     attn_mask, key_mask, is_causal, q_offset = rules
-    flag = is_causal and attn_mask is None and key_mask is None and q_offset == 0
+    lone = attn_mask is None and key_mask is None
+    flag = True if lone and is_causal and q_offset == 0 else False  # noqa: SIM210 - never a SymBool
     mask = None if flag else _mask(query, key, rules)
-    dtype, three_axes, dead = query.dtype, query.ndim == 3, None
+    dtype, three_axes, dead, kernel = query.dtype, query.ndim == 3, None, nullcontext()
     if mask is not None:
         mask, dead = _revive(mask)
         mask = mask[(None,) * (4 - mask.ndim)]  # the fused kernel on the CPU wants four axes
         if mask.is_floating_point():  # a float32 mask on half tensors would lose digits in half
             query, key, value = (x.to(mask.dtype) for x in (query, key, value))
+            if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+                # The fused backward rebuilds weights as exp(score - log-sum). In a row of huge
+                # negative numbers the log-sum drowns in rounding, and the weights come out as 1.
+                kernel = sdpa_kernel(SDPBackend.MATH)
     if three_axes:  # (H, T, D) -> (1, H, T, D), for the same reason
         query, key, value = query[None], key[None], value[None]
-    output = F.scaled_dot_product_attention(
-        query, key, value, mask, dropout_p, flag, scale=scale
-    ).to(dtype)  # (..., H, T, D_v)
-    output = output[0] if three_axes else output
+    with kernel:
+        output = F.scaled_dot_product_attention(
+            query, key, value, mask, dropout_p, flag, scale=scale
+        )  # (..., H, T, D_v)
+    output = (output[0] if three_axes else output).to(dtype)
     return output if dead is None else output.masked_fill(dead, 0.0)
 
 

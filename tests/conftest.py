@@ -1,0 +1,18 @@
+"""Set what must be set before triton can be imported; one thread; a fresh compiler each test."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()

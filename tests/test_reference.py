@@ -1,0 +1,162 @@
+"""The oracle itself: hand-computed numbers, finite differences, autograd."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from support import MASK_NAMES, B, D, E, H, S, T, close, mask_cases, randn, to_numpy
+
+from mha import MultiHeadAttention, reference
+
+
+def test_softmax_by_hand():
+    logs = [[0.0, math.log(2.0), math.log(5.0)], [1.0, 1.0, -math.inf]]
+    weights = reference.softmax(np.array(logs))
+    np.testing.assert_allclose(weights, [[1 / 8, 2 / 8, 5 / 8], [0.5, 0.5, 0.0]], atol=1e-15)
+
+
+def test_softmax_of_large_scores_does_not_overflow():
+    weights = reference.softmax(np.array([1e4, 1e4 - math.log(3.0)]))
+    np.testing.assert_allclose(weights, [0.75, 0.25], atol=1e-12)
+
+
+def test_softmax_of_a_dead_row_is_zero_and_empty_stays_empty():
+    assert (reference.softmax(np.full((2, 3), -np.inf)) == 0).all()
+    assert reference.softmax(np.zeros((2, 0))).shape == (2, 0)
+
+
+def test_softmax_along_another_axis():
+    weights = reference.softmax(randn(3, 4).numpy(), axis=0)
+    np.testing.assert_allclose(weights.sum(axis=0), 1.0)
+
+
+def test_attention_by_hand():
+    # One query, two keys: scores log 3 and 0 at D = 4, so weights 3/4 and 1/4.
+    query = np.array([[[2.0, 0.0, 0.0, 0.0]]])  # (H=1, T=1, D=4)
+    key = np.array([[[math.log(3.0), 5.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0]]])  # (1, S=2, 4)
+    value = np.array([[[4.0, 0.0], [0.0, 8.0]]])  # (1, 2, D_v=2)
+    output, weights = reference.attention(query, key, value, return_weights=True)
+    np.testing.assert_allclose(weights, [[[0.75, 0.25]]])
+    np.testing.assert_allclose(output, [[[3.0, 2.0]]])
+
+
+def test_causal_offset_by_hand():
+    added = reference.bias((2, 4), is_causal=True, q_offset=1)
+    seen = [[True, True, False, False], [True, True, True, False]]
+    assert (np.isneginf(added) == ~np.array(seen)).all()
+
+
+def _numeric_gradient(f, x, step=1e-6):
+    """Central differences of a scalar function, one entry at a time."""
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[index] += step
+        down[index] -= step
+        gradient[index] = (f(up) - f(down)) / (2 * step)
+    return gradient
+
+
+def test_softmax_backward_against_finite_differences():
+    scores, grad = randn(3, 5, seed=1).numpy(), randn(3, 5, seed=2).numpy()
+    got = reference.softmax_backward(reference.softmax(scores), grad)
+    expected = _numeric_gradient(lambda s: (reference.softmax(s) * grad).sum(), scores)
+    np.testing.assert_allclose(got, expected, atol=1e-8)
+
+
+# A row of finfo.min swallows any small step of a score by rounding, so no difference shows there.
+SMOOTH = [name for name in MASK_NAMES if name != "float, finfo.min"]
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_attention_backward_against_finite_differences(name):
+    masks = to_numpy(mask_cases()[name])
+    q, k, v = randn(B, H, T, D), randn(B, H, S, D, seed=1), randn(B, H, S, D + 1, seed=2)
+    operands = [x.numpy() for x in (q, k, v)]
+    grad = randn(B, H, T, D + 1, seed=3).numpy()
+    got = reference.attention_backward(grad, *operands, **masks)
+    for place, gradient in enumerate(got):
+
+        def loss(x, place=place):
+            changed = [*operands[:place], x, *operands[place + 1 :]]
+            return (reference.attention(*changed, **masks) * grad).sum()
+
+        expected = _numeric_gradient(loss, operands[place])
+        np.testing.assert_allclose(gradient, expected, atol=1e-7)
+
+
+def _autograd_attention(q, k, v, masks):
+    """A second opinion: torch's own softmax and autograd, with dead rows cut out by hand."""
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    added = torch.from_numpy(reference.bias(tuple(scores.shape), **to_numpy(masks)))
+    dead = added.isneginf().all(-1, keepdim=True)
+    return (scores + added.masked_fill(dead, 0.0)).softmax(-1) @ v * ~dead
+
+
+@pytest.mark.parametrize("name", MASK_NAMES)
+def test_attention_backward_against_autograd(name):
+    masks = mask_cases()[name]
+    operands = [
+        randn(B, H, n, d, seed=i, requires_grad=True)
+        for i, (n, d) in enumerate(((T, D), (S, D), (S, D + 1)))
+    ]
+    output = _autograd_attention(*operands, masks)
+    grad = randn(*output.shape, seed=9)
+    expected = torch.autograd.grad(output, operands, grad)
+    arrays = [x.detach().numpy() for x in operands]
+    close(torch.from_numpy(reference.attention(*arrays, **to_numpy(masks))), output)
+    got = reference.attention_backward(grad.numpy(), *arrays, **to_numpy(masks))
+    for mine, theirs in zip(got, expected, strict=True):
+        close(torch.from_numpy(mine), theirs)
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_multi_head_backward_against_finite_differences(name):
+    masks = to_numpy(mask_cases()[name])
+    module = MultiHeadAttention(E, H, kdim=3, vdim=7, dtype=torch.float64)
+    parameters = reference.Parameters.from_module(module)
+    parameters = parameters._replace(b_q=randn(E).numpy(), b_k=randn(E, seed=1).numpy())
+    inputs = [randn(B, T, E).numpy(), randn(B, S, 3).numpy(), randn(B, S, 7).numpy()]
+    grad = randn(B, T, E, seed=5).numpy()
+
+    def loss(inputs, parameters):
+        return (reference.multi_head_attention(*inputs, parameters, H, **masks) * grad).sum()
+
+    *got, got_parameters = reference.multi_head_attention_backward(
+        grad, *inputs, parameters, H, **masks
+    )
+    for place, gradient in enumerate(got):
+        expected = _numeric_gradient(
+            lambda x, i=place: loss([*inputs[:i], x, *inputs[i + 1 :]], parameters), inputs[place]
+        )
+        np.testing.assert_allclose(gradient, expected, atol=1e-7)
+    for field, gradient in got_parameters._asdict().items():
+        expected = _numeric_gradient(
+            lambda x, f=field: loss(inputs, parameters._replace(**{f: x})),
+            np.array(getattr(parameters, field)),
+        )
+        np.testing.assert_allclose(gradient, expected, atol=1e-7, err_msg=field)
+
+
+def test_multi_head_attention_is_its_heads_side_by_side():
+    module = MultiHeadAttention(E, H, dtype=torch.float64)
+    p = reference.Parameters.from_module(module)
+    x, y = randn(B, T, E).numpy(), randn(B, S, E, seed=1).numpy()
+    heads = []
+    for h in range(H):
+        own = slice(h * D, (h + 1) * D)
+        q, k, v = x @ p.w_q[:, own], y @ p.w_k[:, own], y @ p.w_v[:, own]
+        heads.append(reference.softmax(q @ k.transpose(0, 2, 1) / math.sqrt(D)) @ v)
+    expected = np.concatenate(heads, axis=-1) @ p.w_o
+    np.testing.assert_allclose(reference.multi_head_attention(x, y, y, p, H), expected, atol=1e-13)
+
+
+def test_nothing_at_an_excluded_key_reaches_the_result():
+    q, k, v = (randn(B, H, n, D).numpy() for n in (T, S, S))
+    key_mask = np.array([[True] * 5, [True, True, True, True, False]])
+    clean = reference.attention(q, k, v, key_mask=key_mask)
+    k[1, :, 4], v[1, :, 4] = np.nan, np.inf
+    np.testing.assert_array_equal(reference.attention(q, k, v, key_mask=key_mask), clean)
+    grads = reference.attention_backward(np.ones_like(q), q, k, v, key_mask=key_mask)
+    assert all(np.isfinite(g).all() for g in grads)
