@@ -110,7 +110,7 @@ def _sdpa(query, key, value, rules, dropout_p, scale):
     """torch's fused kernels; the causal flag is theirs only where no other mask is given."""
     attn_mask, key_mask, is_causal, q_offset = rules
     lone = attn_mask is None and key_mask is None
-    flag = True if lone and is_causal and q_offset == 0 else False  # noqa: SIM210 - never a SymBool
+    flag = True if lone and is_causal and q_offset == 0 else False  # a plain bool under tracing
     mask = None if flag else _mask(query, key, rules)
     dtype, three_axes, dead, kernel = query.dtype, query.ndim == 3, None, nullcontext()
     if mask is not None:

@@ -137,18 +137,18 @@ class LoopedHeads(nn.Module):
                 f"heads must be as wide together as the model, E={first.in_features}, "
                 f"got {len(heads)} of width D={first.out_features}"
             )
-        self = cls(first.in_features, len(heads), bias=first.bias is not None)
+        self = cls(first.in_features, len(heads), bias=first.bias is not None).to(first.weight)
         for mine, theirs in zip(self.heads, heads, strict=True):
             mine.load_state_dict(theirs.state_dict())
         nn.init.eye_(self.out_proj.weight)
         if self.out_proj.bias is not None:
             nn.init.zeros_(self.out_proj.bias)
-        return self.to(first.weight)
+        return self
 
     def forward(self, query, key=None, value=None, *, return_weights=False, **masks):
         """As ``SingleHeadAttention.forward``, with output (B, T, E) and weights (B, H, T, S).
 
-        An ``attn_mask`` (B, H, T, S) is dealt out, one slice a head.
+        An ``attn_mask`` broadcasts to (B, H, T, S); each head gets its slice.
         """
         results = [
             head(query, key, value, return_weights=True, **_slice_mask(masks, index))
@@ -164,9 +164,10 @@ class LoopedHeads(nn.Module):
 def _slice_mask(masks: dict, index: int) -> dict:
     """The masks that one head gets: its slice of an attn_mask with a head axis."""
     mask = masks.get("attn_mask")
-    if mask is None or mask.ndim < 4:
+    if mask is None or mask.ndim < 3:
         return masks
-    return {**masks, "attn_mask": mask[:, 0 if mask.shape[1] == 1 else index]}  # (B, T, S)
+    head = 0 if mask.shape[-3] == 1 else index
+    return {**masks, "attn_mask": mask[..., head, :, :]}  # (T, S) or (B, T, S)
 
 
 class BatchedHeads(nn.Module):
@@ -199,12 +200,12 @@ class BatchedHeads(nn.Module):
             len(looped.heads),
             head_dim=first.out_features,
             bias=first.bias is not None,
-        )
+        ).to(first.weight)
         states = [head.state_dict() for head in looped.heads]
         stacked = {name: torch.cat([state[name] for state in states]) for name in states[0]}
         out = {f"out_proj.{name}": x for name, x in looped.out_proj.state_dict().items()}
         self.load_state_dict(stacked | out)
-        return self.to(first.weight)
+        return self
 
     def forward(
         self,

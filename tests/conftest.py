@@ -16,3 +16,12 @@ def _fresh():
     torch.manual_seed(0)
     yield
     torch._dynamo.reset()
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked ``gpu`` need CUDA; elsewhere they are skipped, and say why."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -1,0 +1,301 @@
+"""What every multi-head attention must satisfy, each as a function of ``make``.
+
+``make(embed_dim, num_heads, **options)`` builds a float64 module with the interface of
+``mha.MultiHeadAttention``. test_multihead.py runs these on the package's module,
+test_mutations.py on faulty ones, which must each fail.
+"""
+
+import copy
+
+import torch
+from support import B, D, E, H, S, T, close, mask_cases, randn, to_numpy
+
+from mha import reference
+
+ALL = {}
+
+
+def holds(function):
+    """Enter a property in the list."""
+    ALL[function.__name__] = function
+    return function
+
+
+def built(make, *args, **options):
+    """A float64 module in eval mode, with biases that are not zero."""
+    torch.manual_seed(0)
+    module = make(*args, **options).double().eval()
+    with torch.no_grad():
+        for index, parameter in enumerate(module.parameters()):
+            parameter.copy_(randn(*parameter.shape, seed=100 + index) * 0.6)
+    return module
+
+
+def inputs(requires_grad=False):
+    """x (B, T, E) for queries and y (B, S, E) for keys and values."""
+    return (
+        randn(B, T, E, seed=1, requires_grad=requires_grad),
+        randn(B, S, E, seed=2, requires_grad=requires_grad),
+    )
+
+
+def operands(length, size, requires_grad=False):
+    """Three different inputs: queries (B, length, E), keys and values (B, size, E)."""
+    return [
+        randn(B, n, E, seed=i, requires_grad=requires_grad)
+        for i, n in enumerate((length, size, size))
+    ]
+
+
+@holds
+def equals_the_oracle(make):
+    """Output and weights, for every mask, on unequal sizes and on a square."""
+    module = built(make, E, H)
+    parameters = reference.Parameters.from_module(module)
+    for length in (T, S):
+        inputs = operands(length, S)
+        arrays = [x.numpy() for x in inputs]
+        for name, masks in mask_cases(length=length).items():
+            output, weights = module(*inputs, **masks, return_weights=True)
+            expected, expected_weights = reference.multi_head_attention(
+                *arrays, parameters, H, return_weights=True, **to_numpy(masks)
+            )
+            assert torch.allclose(output, torch.from_numpy(expected), atol=1e-11), name
+            assert torch.allclose(weights, torch.from_numpy(expected_weights), atol=1e-11), name
+
+
+@holds
+def gradients_equal_the_oracle(make):
+    """Gradients of the three inputs and of all eight parameters, for every mask."""
+    for length in (T, S):
+        for name, masks in mask_cases(length=length).items():
+            module = built(make, E, H)
+            inputs = operands(length, S, requires_grad=True)
+            grad = randn(B, length, E, seed=4)
+            module(*inputs, **masks).backward(grad)
+            *expected, expected_parameters = reference.multi_head_attention_backward(
+                grad.numpy(),
+                *(x.detach().numpy() for x in inputs),
+                reference.Parameters.from_module(module),
+                H,
+                **to_numpy(masks),
+            )
+            assert all(p.grad is not None for p in module.parameters())
+            linears = module.q_proj, module.k_proj, module.v_proj, module.out_proj
+            got = [x.grad for x in inputs]
+            got += [linear.weight.grad.T for linear in linears]
+            got += [linear.bias.grad for linear in linears]
+            for mine, theirs in zip(got, [*expected, *expected_parameters], strict=True):
+                assert torch.allclose(mine, torch.from_numpy(theirs), atol=1e-10), name
+
+
+@holds
+def the_past_ignores_the_future(make):
+    """Causal self-attention: change position i, and nothing before i moves, but i does."""
+    module = built(make, E, H, is_causal=True)
+    x = randn(B, S, E)
+    before = module(x)
+    for i in range(S):
+        changed = x.clone()
+        changed[:, i] += 3.0
+        moved = (module(changed) - before).abs().amax((0, 2)) > 1e-9
+        assert not moved[:i].any(), f"position {i} reached the past"
+        assert moved[i:].all(), f"position {i} did not reach itself and all that follows"
+
+
+@holds
+def padding_changes_nothing(make):
+    """What stands at padded keys, and how many there are, is without effect."""
+    module = built(make, E, H)
+    x, y = inputs()
+    expected = module(x, y)
+    padded = torch.cat([y, 50.0 * randn(B, 2, E, seed=5)], dim=1)
+    key_mask = (torch.arange(S + 2) < S).expand(B, -1)
+    close(module(x, padded, key_mask=key_mask), expected, 1e-11)
+
+
+@holds
+def keys_have_no_order_and_queries_keep_theirs(make):
+    """Permute the keys: nothing. Permute the queries: the output follows."""
+    module = built(make, E, H)
+    x, y = inputs()
+    expected = module(x, y)
+    keys, queries = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 1])
+    close(module(x, y[:, keys]), expected, 1e-11)
+    close(module(x[:, queries], y), expected[:, queries], 1e-11)
+
+
+@holds
+def examples_are_independent(make):
+    """Change one example of the batch, and the others stay; each alone gives the same."""
+    module = built(make, E, H)
+    x, y = inputs()
+    expected = module(x, y)
+    changed = y.clone()
+    changed[0] += 1.0
+    close(module(x, changed)[1:], expected[1:], 1e-11)
+    close(module(x[1:], y[1:]), expected[1:], 1e-11)
+
+
+@holds
+def a_head_can_be_cut_out(make):
+    """With the columns of W_O for head h at zero, head h's own maps have no effect, others do."""
+    for h in range(H):
+        module = built(make, E, H)
+        x, y = inputs()
+        with torch.no_grad():
+            module.out_proj.weight[:, h * D : (h + 1) * D] = 0.0
+            expected = module(x, y)
+            for linear in (module.q_proj, module.k_proj, module.v_proj):
+                linear.weight[h * D : (h + 1) * D] += 1.0
+            close(module(x, y), expected, 1e-11)
+            other = (h + 1) % H
+            module.v_proj.weight[other * D : (other + 1) * D] += 1.0
+            assert (module(x, y) - expected).abs().max() > 1e-3
+
+
+@holds
+def a_query_without_keys_gives_the_output_bias(make):
+    """Output exactly out_proj.bias, weights 0, gradients finite; the other rows unharmed."""
+    module = built(make, E, H)
+    x, y = inputs(requires_grad=True)
+    allowed = torch.ones(T, S, dtype=torch.bool)
+    allowed[1] = False
+    output, weights = module(x, y, attn_mask=allowed, return_weights=True)
+    assert torch.equal(output[:, 1], module.out_proj.bias.expand(B, E))
+    assert (weights[:, :, 1] == 0).all()
+    close(output[:, [0, 2]], module(x, y)[:, [0, 2]], 1e-11)
+    output.sum().backward()
+    assert all(p.grad.isfinite().all() for p in (x, y, *module.parameters()))
+
+
+@holds
+def poison_at_padding_goes_nowhere(make):
+    """NaN at an excluded key reaches neither output nor any gradient."""
+    module = built(make, E, H)
+    x, y = inputs()
+    key_mask = torch.tensor([[True] * S, [True, True, False, True, False]])
+    expected = module(x, y, key_mask=key_mask)
+    poisoned = y.clone()
+    poisoned[~key_mask] = float("nan")
+    poisoned.requires_grad_(True)
+    output = module(x, poisoned, key_mask=key_mask)
+    close(output, expected, 1e-11)
+    output.sum().backward()
+    assert all(p.grad.isfinite().all() for p in (poisoned, *module.parameters()))
+
+
+@holds
+def rows_of_weights_sum_to_one(make):
+    """Per query, in eval and in training, whatever the mask; weights lie in [0, 1]."""
+    module = built(make, E, H, dropout=0.5)
+    x, y = inputs()
+    for training in (False, True):
+        module.train(training)
+        for name, masks in mask_cases().items():
+            weights = module(x, y, **masks, return_weights=True)[1]
+            assert weights.shape == (B, H, T, S), name
+            total = weights.sum(-1)
+            fine = torch.isclose(total, torch.ones_like(total)) | (total == 0)
+            assert fine.all(), name
+            assert (weights >= 0).all(), name
+
+
+@holds
+def dropout_acts_in_training_only_and_is_unbiased(make):
+    """Eval is deterministic and equals the mean over many dropout masks."""
+    module = built(make, E, H, dropout=0.3)
+    x, y = inputs()
+    expected = module(x, y)
+    assert torch.equal(module(x, y), expected)
+    module.train()
+    assert not torch.allclose(module(x, y), module(x, y))
+    many_x, many_y = x[:1].expand(6000, -1, -1), y[:1].expand(6000, -1, -1)
+    draws = module(many_x, many_y)
+    error = draws.std(0) / 6000**0.5
+    assert ((draws.mean(0) - expected[0]).abs() < 5 * error).all()
+
+
+@holds
+def weights_asked_for_change_no_output(make):
+    """For every mask, in eval and, from one seed, in training."""
+    module = built(make, E, H, dropout=0.3)
+    x, y = inputs()
+    for training in (False, True):
+        module.train(training)
+        for name, masks in mask_cases().items():
+            torch.manual_seed(1)
+            alone = module(x, y, **masks)
+            torch.manual_seed(1)
+            assert torch.equal(alone, module(x, y, **masks, return_weights=True)[0]), name
+
+
+@holds
+def the_number_of_heads_matters(make):
+    """The same weights, cut into 1, 2 or 4 heads, give three different outputs."""
+    x, y = inputs()
+    outputs = [built(make, E, heads)(x, y) for heads in (1, 2, 4)]
+    for i in range(3):
+        assert (outputs[i] - outputs[i - 1]).abs().max() > 1e-3
+
+
+@holds
+def every_parameter_learns(make):
+    """A gradient arrives at all eight parameters, b_K's alone is zero (softmax cannot see it)."""
+    module = built(make, E, H)
+    module(*inputs()).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        if name == "k_proj.bias":
+            assert parameter.grad.abs().max() < 1e-10, name
+        else:
+            assert parameter.grad.abs().max() > 1e-6, name
+
+
+@holds
+def half_precision_stays_close_and_keeps_its_dtype(make):
+    """float16 and bfloat16, masks and a dead row included: no overflow, no other dtype."""
+    for dtype, tolerance in ((torch.float16, 0.02), (torch.bfloat16, 0.15)):
+        module = built(make, E, H)
+        x, y = inputs()
+        masks = {"key_mask": mask_cases()["key_mask"]["key_mask"], "is_causal": True}
+        expected = module(x, y, **masks)
+        output, weights = module.to(dtype)(x.to(dtype), y.to(dtype), **masks, return_weights=True)
+        assert output.dtype == weights.dtype == dtype
+        close(output, expected, tolerance)
+
+
+@holds
+def large_scores_do_not_break_a_mask(make):
+    """Scores of many thousands, and still what is masked is masked."""
+    module = built(make, E, H)
+    x, y = inputs()
+    with torch.no_grad():
+        module.q_proj.weight *= 1000.0
+    key_mask = mask_cases()["key_mask"]["key_mask"]
+    output, weights = module(x, y, key_mask=key_mask, return_weights=True)
+    assert output.isfinite().all()
+    assert (weights.masked_select(~key_mask[:, None, None]) == 0).all()
+
+
+@holds
+def nothing_is_kept_on_the_module(make):
+    """After a forward with gradients, the module can be copied and its state is unchanged."""
+    module = built(make, E, H)
+    before = set(vars(module))
+    module(*inputs(requires_grad=True), return_weights=True)
+    assert set(vars(module)) == before
+    twin = copy.deepcopy(module)
+    close(twin(*inputs()), module(*inputs()), 0)
+
+
+@holds
+def empty_axes_work(make):
+    """B = 0, T = 0 and S = 0 give outputs of the right shape; without keys it is the bias."""
+    module = built(make, E, H)
+    for batch, length, size in ((0, T, S), (B, 0, S), (B, T, 0)):
+        x, y = randn(batch, length, E), randn(batch, size, E)
+        output, weights = module(x, y, return_weights=True)
+        assert output.shape == (batch, length, E)
+        assert weights.shape == (batch, H, length, size)
+        assert torch.equal(output, module.out_proj.bias.expand(batch, length, E))
