@@ -144,6 +144,12 @@ def check_backend(backend) -> None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
 
 
+def is_autocast(device_type: str) -> bool:
+    """Whether autocast is on; some devices (meta) know no autocast."""
+    known = torch.amp.is_autocast_available(device_type)
+    return known and torch.is_autocast_enabled(device_type)
+
+
 def _may_read(x: Tensor) -> bool:
     """Whether a tensor's values may be looked at: on the CPU, outside tracing and vmap."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":

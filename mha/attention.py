@@ -69,7 +69,7 @@ def scaled_dot_product_attention(
     if is_causal and 0 < q_offset >= sizes[1] - 1:
         is_causal = False  # even the first query sees the last key
     rules = attn_mask, key_mask, is_causal, q_offset
-    with torch.autocast(query.device.type, enabled=False):
+    with _no_autocast(query.device.type):
         output, weights = _run(query, key, value, rules, dropout_p, scale, backend, return_weights)
     if bare:
         output, weights = output[0], None if weights is None else weights[0]
@@ -168,9 +168,18 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, cast as torch's own function does: every float but float64."""
     first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or not _checks.is_autocast(first.device.type):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(
         x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors
+    )
+
+
+def _no_autocast(device_type: str):
+    """Autocast off: what is to be cast has been cast."""
+    return (
+        torch.autocast(device_type, enabled=False)
+        if _checks.is_autocast(device_type)
+        else nullcontext()
     )

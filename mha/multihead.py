@@ -156,7 +156,7 @@ class MultiHeadAttention(nn.Module):
         weight = getattr(self.q_proj, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             return  # replaced by a module of the user's own, which knows what it takes
-        autocast = torch.is_autocast_enabled(weight.device.type)
+        autocast = _checks.is_autocast(weight.device.type)
         for name, x in named.items():
             if x.dtype != weight.dtype and not autocast:
                 raise ValueError(

@@ -190,6 +190,15 @@ def test_autocast(backend):
     close(output, module(x, is_causal=True), 3e-2)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shapes_on_the_meta_device(backend):
+    module = MultiHeadAttention(E, H, backend=backend, device="meta")
+    x, y = torch.empty(B, T, E, device="meta"), torch.empty(B, S, E, device="meta")
+    output, weights = module(x, y, is_causal=True, return_weights=True)
+    assert output.shape == (B, T, E)
+    assert weights.shape == (B, H, T, S)
+
+
 def test_state_dict_round_trip():
     module, other = MultiHeadAttention(E, H), MultiHeadAttention(E, H)
     file = io.BytesIO()

@@ -34,6 +34,7 @@ def test_a_shift_is_the_same_rotation_everywhere():
 
 def test_far_positions_are_rounded_once():
     exact = sinusoidal(100_000, 2, dtype=torch.float64)
+    assert exact[99_999, 0].item() == pytest.approx(math.sin(99_999), abs=1e-9)
     assert (sinusoidal(100_000, 2).double() - exact).abs().max() < 1e-7
     half = sinusoidal(100_000, 2, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16 and (half.double() - exact).abs().max() < 4e-3

@@ -1,0 +1,26 @@
+"""Data: from raw text and pictures to the tensors that attention takes."""
+
+from mha.data.batching import Batches, pad
+from mha.data.date_pairs import FORMATS, LOCALES, DatePair, date_vocabularies, dates
+from mha.data.digit_images import Digits, augment, digits, image_batches
+from mha.data.translation import TranslationBatch, translation_batch, translation_batches
+from mha.data.vocabulary import SPECIALS, Vocabulary
+
+__all__ = [
+    "FORMATS",
+    "LOCALES",
+    "SPECIALS",
+    "Batches",
+    "DatePair",
+    "Digits",
+    "TranslationBatch",
+    "Vocabulary",
+    "augment",
+    "date_vocabularies",
+    "dates",
+    "digits",
+    "image_batches",
+    "pad",
+    "translation_batch",
+    "translation_batches",
+]

@@ -1,0 +1,122 @@
+"""Transformer blocks, pre-norm: each part reads a normalised copy and adds to the stream.
+
+Pre-norm (x + f(norm(x)), with one more norm after the last block) trains without a long warm-up:
+Xiong et al. 2020. Dropout acts on what each part adds, as in Vaswani et al. 2017, section 5.4.
+"""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from mha.multihead import MultiHeadAttention
+
+
+class FeedForward(nn.Sequential):
+    """Two linear maps with a ReLU between, at each position alone: (B, T, E) -> (B, T, E).
+
+    Args:
+        embed_dim: width E of the model.
+        ff_dim: width between the two maps.
+        dropout: probability, on what lies between.
+    Source: Vaswani et al. 2017, section 3.3.
+    """
+
+    def __init__(self, embed_dim: int, ff_dim: int, *, dropout: float = 0.0):
+        super().__init__(
+            nn.Linear(embed_dim, ff_dim),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(ff_dim, embed_dim),
+        )
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention, then feed-forward; every position sees every real one.
+
+    Args:
+        embed_dim: width E of the model.
+        num_heads: heads H, a divisor of E.
+        ff_dim: inner width of the feed-forward.
+        dropout: probability.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, ff_dim: int, *, dropout: float = 0.0):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(embed_dim)
+        self.attention = MultiHeadAttention(embed_dim, num_heads)
+        self.feed_forward_norm = nn.LayerNorm(embed_dim)
+        self.feed_forward = FeedForward(embed_dim, ff_dim, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B S E"],
+        *,
+        key_mask: Bool[Tensor, "B S"] | None = None,
+        return_weights: bool = False,
+    ) -> Float[Tensor, "B S E"] | tuple[Float[Tensor, "B S E"], Float[Tensor, "B H S S"]]:
+        """The stream after this block; with ``return_weights`` also the attention weights.
+
+        Args: x (B, S, E); key_mask (B, S) bool, True = a real position.
+        """
+        attended, weights = _attend(
+            self.attention, self.attention_norm(x), key_mask=key_mask, return_weights=return_weights
+        )
+        x = x + self.dropout(attended)
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return (x, weights) if return_weights else x
+
+
+class DecoderBlock(nn.Module):
+    """Causal self-attention, then attention to the memory, then feed-forward.
+
+    Args: as of `EncoderBlock`.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int, ff_dim: int, *, dropout: float = 0.0):
+        super().__init__()
+        self.self_norm = nn.LayerNorm(embed_dim)
+        self.self_attention = MultiHeadAttention(embed_dim, num_heads, is_causal=True)
+        self.cross_norm = nn.LayerNorm(embed_dim)
+        self.cross_attention = MultiHeadAttention(embed_dim, num_heads)
+        self.feed_forward_norm = nn.LayerNorm(embed_dim)
+        self.feed_forward = FeedForward(embed_dim, ff_dim, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T E"],
+        memory: Float[Tensor, "B S E"],
+        *,
+        memory_mask: Bool[Tensor, "B S"] | None = None,
+        return_weights: bool = False,
+    ) -> (
+        Float[Tensor, "B T E"]
+        | tuple[Float[Tensor, "B T E"], Float[Tensor, "B H T T"], Float[Tensor, "B H T S"]]
+    ):
+        """The stream after this block; with ``return_weights`` also both attentions' weights.
+
+        Args: x (B, T, E); memory (B, S, E), the encoder's output; memory_mask (B, S) bool,
+            True = a real source position.
+        """
+        attended, self_weights = _attend(
+            self.self_attention, self.self_norm(x), return_weights=return_weights
+        )
+        x = x + self.dropout(attended)
+        attended, cross_weights = _attend(
+            self.cross_attention,
+            self.cross_norm(x),
+            memory,
+            key_mask=memory_mask,
+            return_weights=return_weights,
+        )
+        x = x + self.dropout(attended)
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return (x, self_weights, cross_weights) if return_weights else x
+
+
+def _attend(
+    attention: MultiHeadAttention, *inputs: Tensor, return_weights: bool, **masks: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Call an attention; its weights are None where they were not asked for."""
+    result = attention(*inputs, return_weights=return_weights, **masks)
+    return result if return_weights else (result, None)

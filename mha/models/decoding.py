@@ -1,0 +1,157 @@
+"""Decoding: from a translator's next-token probabilities to a whole sequence."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mha.models.translator import Translator
+
+
+@torch.no_grad()
+def greedy(
+    model: "Translator",
+    source_ids: Int[Tensor, "B S"],
+    *,
+    source_mask: Bool[Tensor, "B S"] | None = None,
+    max_length: int | None = None,
+) -> Int[Tensor, "B L"]:
+    """The likeliest token at each step, until every sequence has said ``<eos>``.
+
+    ``<pad>`` and ``<bos>`` are never said: the probability is shared out among the other tokens.
+
+    Args:
+        model: a `Translator`, used in the mode it is in.
+        source_ids: (B, S). source_mask: (B, S) bool, True = real; by default all but pad_id.
+        max_length: most tokens to say, ``<eos>`` included; by default the model's max_length.
+    Returns: (B, L) with L at most max_length: the tokens, ``<eos>`` included, then pad_id.
+        ``<bos>`` is left out. A sequence cut off at max_length has no ``<eos>``.
+    Errors: ValueError for a max_length the model has no positions for.
+    """
+    limit = _limit(model, max_length)
+    source_mask = model.source_mask(source_ids, source_mask)  # (B, S)
+    memory = model.encode(source_ids, source_mask=source_mask)  # (B, S, E)
+    ids = source_ids.new_full((len(source_ids), 1), model.bos_id)  # (B, 1)
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # (B,)
+    while ids.shape[1] <= limit and not done.all():
+        log_p = _next_log_p(model, ids, memory, source_mask)  # (B, V)
+        token = log_p.argmax(-1).masked_fill(done, model.pad_id)  # (B,)
+        ids = torch.cat((ids, token[:, None]), dim=1)  # (B, 1 + tokens so far)
+        done = done | (token == model.eos_id)
+    return ids[:, 1:]  # (B, L)
+
+
+@torch.no_grad()
+def beam_search(
+    model: "Translator",
+    source_ids: Int[Tensor, "B S"],
+    *,
+    beam_size: int,
+    length_penalty: float = 1.0,
+    source_mask: Bool[Tensor, "B S"] | None = None,
+    max_length: int | None = None,
+) -> tuple[Int[Tensor, "B L"], Float[Tensor, " B"]]:
+    """The best sequence found while keeping the ``beam_size`` best beginnings at every step.
+
+    The score of a sequence or a beginning is the sum of its log-probabilities divided by
+    ``tokens ** length_penalty``, ``<eos>`` counted: 0 compares sums, which favours short
+    sequences, 1 compares means. A finished sequence competes with the beginnings at its own score;
+    it takes no more tokens. If it drops out of the beam, the best such is remembered to the end.
+
+    Args: as of `greedy`, and
+        beam_size: beginnings kept, at least 1; 1 is `greedy`.
+        length_penalty: exponent of the length, 0 or more.
+    Returns: ids (B, L) as of `greedy`, and their scores (B,), at most 0. A sequence cut off at
+        max_length is returned only where no finished one was found.
+    Errors: ValueError for a beam_size, length_penalty or max_length out of range.
+    """
+    if beam_size < 1:
+        raise ValueError(f"beam_size must be at least 1, got {beam_size}")
+    if length_penalty < 0:
+        raise ValueError(f"length_penalty must not be negative, got {length_penalty}")
+    limit = _limit(model, max_length)
+    source_mask = model.source_mask(source_ids, source_mask)  # (B, S)
+    memory = model.encode(source_ids, source_mask=source_mask)  # (B, S, E)
+    memory = memory.repeat_interleave(beam_size, dim=0)  # (B*K, S, E)
+    source_mask = source_mask.repeat_interleave(beam_size, dim=0)  # (B*K, S)
+    beam = _Beam(model, len(source_ids), beam_size, length_penalty, memory)
+    while beam.ids.shape[-1] <= limit and not beam.done.all():
+        log_p = _next_log_p(model, beam.ids.flatten(0, 1), memory, source_mask)  # (B*K, V)
+        beam.extend(log_p.unflatten(0, (-1, beam_size)))  # (B, K, V)
+    return beam.best()
+
+
+class _Beam:
+    """K hypotheses for each of B sources, the finished ones among them."""
+
+    def __init__(self, model: "Translator", batch: int, size: int, penalty: float, like: Tensor):
+        self.pad_id, self.eos_id, self.penalty = model.pad_id, model.eos_id, penalty
+        shape, device = (batch, size), like.device
+        self.ids = torch.full((*shape, 1), model.bos_id, device=device)  # (B, K, 1 + tokens)
+        self.log_p = torch.full(shape, -torch.inf, device=device)  # (B, K), the sums
+        self.log_p[:, 0] = 0  # one beginning: without this it would fill all K places
+        self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)  # (B, K)
+        self.done = torch.zeros(shape, dtype=torch.bool, device=device)  # (B, K)
+        self.best_ids = self.ids[:, 0]  # (B, 1 + tokens), the best finished so far
+        self.best_score = torch.full((batch,), -torch.inf, device=device)  # (B,)
+
+    def score(self, log_p: Tensor, tokens: Tensor) -> Tensor:
+        return log_p / tokens.clamp(min=1) ** self.penalty
+
+    def extend(self, log_p: Float[Tensor, "B K V"]) -> None:
+        """One step: of the K*V extensions of each source keep the K with the best scores."""
+        size, vocabulary = log_p.shape[1:]
+        wait = torch.full_like(log_p, -torch.inf)  # (B, K, V): a finished one only pads, for free
+        wait[..., self.pad_id] = 0
+        done = self.done[..., None]  # (B, K, 1)
+        sums = self.log_p[..., None] + torch.where(done, wait, log_p)  # (B, K, V)
+        tokens = self.tokens + ~self.done  # (B, K)
+        scores = self.score(sums, tokens[..., None])  # (B, K, V)
+        chosen = scores.flatten(1).topk(size).indices  # (B, K)
+        parent, token = chosen // vocabulary, chosen % vocabulary  # (B, K) each
+        self.log_p = sums.flatten(1).gather(1, chosen)  # (B, K)
+        self.tokens = tokens.gather(1, parent)
+        past = self.ids.gather(1, parent[..., None].expand_as(self.ids))  # (B, K, 1 + tokens)
+        self.ids = torch.cat((past, token[..., None]), dim=-1)  # one longer
+        # Where there were fewer than K extensions, places of probability 0 are left: no beginnings.
+        self.done = self.done.gather(1, parent) | (token == self.eos_id) | self.log_p.isneginf()
+        self._remember()
+
+    def _remember(self) -> None:
+        finished = self.score(self.log_p, self.tokens).masked_fill(~self.done, -torch.inf)  # (B, K)
+        score, place = finished.max(dim=1)  # (B,)
+        ids = self.ids[torch.arange(len(place), device=place.device), place]  # (B, 1 + tokens)
+        kept = torch.nn.functional.pad(self.best_ids, (0, 1), value=self.pad_id)
+        better = score > self.best_score  # (B,)
+        self.best_ids = torch.where(better[:, None], ids, kept)
+        self.best_score = torch.where(better, score, self.best_score)
+
+    def best(self) -> tuple[Tensor, Tensor]:
+        """Ids without ``<bos>`` and score of each source's best; cut-off ones if need be."""
+        running = self.score(self.log_p, self.tokens)[:, 0]  # (B,): topk has sorted the places
+        cut_off = self.best_score == -torch.inf  # (B,)
+        ids = torch.where(cut_off[:, None], self.ids[:, 0], self.best_ids)
+        ids = ids[:, 1:]  # (B, tokens)
+        length = int((ids != self.pad_id).any(0).sum())
+        return ids[:, :length], torch.where(cut_off, running, self.best_score)
+
+
+def _next_log_p(
+    model: "Translator",
+    ids: Int[Tensor, "B T"],
+    memory: Float[Tensor, "B S E"],
+    source_mask: Bool[Tensor, "B S"],
+) -> Float[Tensor, "B V"]:
+    """Log-probabilities of the token after ``ids``, among all but ``<pad>`` and ``<bos>``."""
+    logits = model.decode(ids, memory, source_mask=source_mask)[:, -1].float()  # (B, V)
+    logits[:, [model.pad_id, model.bos_id]] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def _limit(model: "Translator", max_length: int | None) -> int:
+    limit = model.max_length if max_length is None else max_length
+    if not 0 < limit <= model.max_length:
+        raise ValueError(f"max_length must be 1 to the model's {model.max_length}, got {limit}")
+    return limit

@@ -1,0 +1,26 @@
+"""Figures of attention that follow the page: light or dark, wide or narrow."""
+
+from mha.viz.images import image_attention
+from mha.viz.masks import mask
+from mha.viz.plots import curves, show, subplots
+from mha.viz.shapes import shape_strip, split_strip
+from mha.viz.svg import Figure
+from mha.viz.theme import COLORS, HEAD_COLORS, INK, style
+from mha.viz.weights import head_grid, heatmap
+
+__all__ = [
+    "COLORS",
+    "HEAD_COLORS",
+    "INK",
+    "Figure",
+    "curves",
+    "head_grid",
+    "heatmap",
+    "image_attention",
+    "mask",
+    "shape_strip",
+    "show",
+    "split_strip",
+    "style",
+    "subplots",
+]
