@@ -308,12 +308,21 @@ def test_length_penalty_decides_between_short_and_long():
 
 
 def test_a_finished_sequence_pushed_out_of_the_beam_is_remembered():
-    even = dict.fromkeys(range(2, 23), 1 / 21)  # 21 tokens alike: every way on is unlikely
+    even = dict.fromkeys(range(3, 23), 0.047) | {EOS: 0.06}  # every way on is unlikely
     table = {(): {EOS: 0.3, 3: 0.7}, (3,): {3: 0.5, 4: 0.5}}
     model = Table(23, 5, lambda prefix: table.get(prefix, even))
     ids, scores = models.beam_search(model, SOURCE, beam_size=2)
     assert said(ids) == [[EOS]] * 2 and ids.shape == (2, 1)
     torch.testing.assert_close(scores, torch.tensor([0.3, 0.3]).log())
+
+
+def test_a_finished_sequence_keeps_its_place_in_the_beam():
+    table = {(): {EOS: 0.6, 3: 0.3, 4: 0.1}, (3,): {3: 0.6, 4: 0.4}, (3, 4): {EOS: 1.0}}
+    model = Table(5, 4, lambda prefix: table.get(prefix, {3: 0.5, 4: 0.5}))
+    narrow, _ = models.beam_search(model, SOURCE, beam_size=2, length_penalty=2.0)
+    wide, score = models.beam_search(model, SOURCE, beam_size=3, length_penalty=2.0)
+    assert (said(narrow)[0], said(wide)[0]) == ([EOS], [3, 4, EOS])
+    torch.testing.assert_close(score[0], torch.tensor(0.12).log() / 9)
 
 
 def test_a_finished_sequence_keeps_its_score_while_others_go_on():
@@ -396,6 +405,20 @@ def test_without_head_is_zeroing_the_columns_of_out_proj(head):
         torch.testing.assert_close(attention(x, memory), zeroed(x, memory))
         assert not torch.allclose(attention(x, memory), whole)
     assert torch.equal(attention(x, memory), whole)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_without_head_gives_the_same_gradients(length):
+    attention = mha.MultiHeadAttention(12, 3)
+    zeroed = copy.deepcopy(attention)
+    with torch.no_grad():
+        zeroed.out_proj.weight[:, 4:8] = 0
+    x = torch.randn(2, length, 12)
+    zeroed(x).square().sum().backward()
+    with models.without_head(attention, 1):
+        attention(x).square().sum().backward()
+    torch.testing.assert_close(attention.v_proj.weight.grad, zeroed.v_proj.weight.grad)
+    torch.testing.assert_close(attention.q_proj.weight.grad, zeroed.q_proj.weight.grad)
 
 
 @torch.no_grad()

@@ -146,6 +146,17 @@ def test_numbers_have_at_most_two_decimals(name):
     assert len(html) < 60_000
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_panels_wrap_and_shrink_by_a_quarter_at_most(name):
+    figure = ALL[name]()
+    page = Page(figure.html)
+    assert "flex-wrap:wrap" in page.tags[0][1]["style"]
+    widths = [float(a["width"]) for tag, a in page.tags if tag == "svg"]
+    least = [float(s) for s in re.findall(r"min-width:([\d.]+)px", figure.html)]
+    np.testing.assert_allclose(least, np.multiply(widths, 0.75), atol=0.01)
+    assert max(least) <= 343  # a phone of 375 pixels, less its margins
+
+
 def test_no_id_stands_twice_on_a_page():
     curves = [
         viz.curves({"a": y, "b": y}, xlabel="x", ylabel="y", alt=ALT).html

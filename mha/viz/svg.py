@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 GAP = 16  # pixels between two panels
+SMALLEST = 0.75  # of its natural width: where a panel stops shrinking, and scrolls
 SAVE_WIDTH = 760  # pixels, the width at which a saved figure wraps
 # The theme of Jupyter Book puts HTML outputs on a pale box in dark mode; figures need none.
 BOX = (
@@ -86,7 +87,7 @@ class Panel:
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
             f'width="{width}" aria-hidden="true" fill="currentColor" '
-            'style="flex:0 1 auto;min-width:0;max-width:100%;height:auto;overflow:visible">'
+            f'style="min-width:{number(SMALLEST * self.width)}px;height:auto;overflow:visible">'
             f"{self.inner()}</svg>"
         )
 

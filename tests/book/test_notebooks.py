@@ -134,14 +134,3 @@ def test_relative_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", markdown(path)):
         if not re.match(r"[a-z]+:|#", target):
             assert (path.parent / target.split("#")[0]).exists(), target
-
-
-def test_ids_follow_the_source():
-    tool = script("notebooks")
-    first, second = read(notebooks()[0]), read(notebooks()[0])
-    second.cells.insert(1, copy.deepcopy(second.cells[0]))
-    tool.stable_ids(first)
-    tool.stable_ids(second)
-    names = [cell.id for cell in second.cells]
-    assert len(set(names)) == len(names)
-    assert names[0:1] + names[2:] == [cell.id for cell in first.cells]

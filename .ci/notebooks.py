@@ -1,0 +1,74 @@
+"""Execute chapters in place, so that they are committed with their outputs; see `make notebooks`.
+
+    python .ci/notebooks.py chapters/*.ipynb
+
+The same code gives the same file: cell ids come from the source, metadata that names a machine or
+a time is dropped, and split streams are joined.
+"""
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def stable_ids(notebook: nbformat.NotebookNode) -> None:
+    """Name each cell after its source, so that inserting a cell renames no other."""
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        name = hashlib.sha256(f"{cell.cell_type} {cell.source}".encode()).hexdigest()[:8]
+        seen[name] = seen.get(name, 0) + 1
+        cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Leave in the metadata only what readers and tools need."""
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    notebook.nbformat_minor = 5
+    stable_ids(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for cell in notebook.cells:
+        kept = {key: cell.metadata[key] for key in ("tags", "mystnb") if cell.metadata.get(key)}
+        cell.metadata = nbformat.from_dict(kept)
+    if code and "hide-input" not in code[0].metadata.get("tags", []):
+        code[0].metadata["tags"] = [*code[0].metadata.get("tags", []), "hide-input"]
+
+
+def execute(path: Path) -> None:
+    """Run one notebook in its own folder and write it back; leaves the file alone on an error."""
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(
+        notebook,
+        kernel_name="python3",
+        timeout=600,
+        record_timing=False,
+        coalesce_streams=True,
+        store_widget_state=False,
+        resources=resources,
+    ).execute()
+    tidy(notebook)
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+
+
+def main() -> int:
+    for path in map(Path, sys.argv[1:]):
+        start = time.perf_counter()
+        try:
+            execute(path)
+        except CellExecutionError as error:
+            print(f"{path}\n{error}", file=sys.stderr)
+            return 1
+        print(f"{path}  {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

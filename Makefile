@@ -1,0 +1,60 @@
+# make book       build the book into _build/html        make test        everything that CI checks
+# make serve      show it on http://localhost:8000       make test-fast   what takes a minute
+# make notebooks  run chapters in place (NB=chapters/03-algorithm.ipynb for one)
+# make format     let ruff arrange the code              make clean       remove what was built
+#
+# PYTHON=python3.12 names the interpreter from which .venv is made, JOBS=4 the test processes.
+
+PYTHON ?= python3
+JOBS ?= 2
+PORT ?= 8000
+NB ?= chapters/*.ipynb
+BIN := .venv/bin
+READY := .venv/.ready
+NBVAL := $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
+	--nbval-sanitize-with tests/nbval_sanitize.cfg -n $(JOBS) --dist loadfile
+
+# Notebooks run on the kernel of .venv, whatever other kernels the machine has, with figures
+# inline and without progress bars.
+export JUPYTER_PREFER_ENV_PATH := 1
+export TQDM_DISABLE := 1
+unexport JUPYTER_PATH MPLBACKEND PYTHONPATH
+
+.PHONY: book serve test test-fast lint notebook notebooks format clean
+
+book: $(READY)
+	@$(BIN)/python .ci/book.py
+
+serve: book
+	@echo "Serving http://localhost:$(PORT)/ (Ctrl-C ends it)"
+	@$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
+
+test: lint
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book"
+	$(NBVAL) chapters
+	$(BIN)/python .ci/book.py
+	$(BIN)/pytest -m book
+
+test-fast: lint
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book and not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+notebook notebooks: $(READY)
+	$(BIN)/python .ci/notebooks.py $(NB)
+
+format: $(READY)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("This book needs Python 3.11 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	@echo "Installing requirements.txt into .venv"
+	$(BIN)/python -m pip install -q -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf _build build dist mha.egg-info .pytest_cache .ruff_cache .hypothesis
