@@ -3,10 +3,10 @@ with one exception that is named: a float mask of 0 and 1 on the CPU."""
 
 import math
 import warnings
-from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 BACKENDS = ("auto", "reference", "sdpa")
 
@@ -66,11 +66,18 @@ def check_attn_mask(mask: Tensor | None, query: Tensor, target: tuple[int, ...])
             f"got {mask.dtype}"
         )
     _check_mask_place("attn_mask", mask, query, target)
-    if mask.dtype != torch.bool and _may_read(mask) and _is_zero_one(mask):
+
+
+def warn_of_zero_one(mask: Tensor | None, stacklevel: int) -> None:
+    """One warning for a float mask on the CPU with at least one 1 and nothing but 0 and 1."""
+    if mask is None or mask.dtype == torch.bool or not may_read(mask):
+        return
+    ones = mask == 1
+    if ones.any() and (ones | (mask == 0)).all():
         warnings.warn(
             "attn_mask is a float mask of 0 and 1, which is added to the scores and hides "
             "nothing; if 1 means 'may attend', say attn_mask.bool()",
-            stacklevel=3,
+            stacklevel=stacklevel + 1,
         )
 
 
@@ -96,10 +103,8 @@ def _check_mask_place(name: str, mask: Tensor, query: Tensor, target: tuple[int,
     """Refuse a mask on another device, or one that would enlarge what it is broadcast to."""
     if mask.device != query.device:
         raise ValueError(f"{name} must be on {query.device} like the query, got {mask.device}")
-    fits = mask.ndim <= len(target) and all(
-        have in (1, want)
-        for have, want in zip(reversed(mask.shape), reversed(target), strict=False)
-    )
+    pairs = zip(reversed(mask.shape), reversed(target), strict=False)
+    fits = mask.ndim <= len(target) and all(_stretches(have, want) for have, want in pairs)
     if not fits:
         hint = ""
         if name == "attn_mask" and mask.ndim == 3 and len(target) == 4:
@@ -109,20 +114,40 @@ def _check_mask_place(name: str, mask: Tensor, query: Tensor, target: tuple[int,
         )
 
 
+def _stretches(have: int, want: int) -> bool:
+    """Whether an axis broadcasts. (``in (1, want)`` would not compare sizes under dynamo.)"""
+    if have == 1:
+        return True
+    return have == want
+
+
 def check_options(dropout_p, is_causal, scale, q_offset, backend) -> None:
     """Refuse options of the wrong type or outside their range."""
     check_dropout("dropout_p", dropout_p)
-    if not isinstance(is_causal, bool):
-        raise TypeError(f"is_causal must be True or False, got {type(is_causal).__name__}")
+    check_flag("is_causal", is_causal)
     if isinstance(q_offset, bool) or not isinstance(q_offset, int | torch.SymInt):
         raise TypeError(f"q_offset must be an int, got {type(q_offset).__name__}")
     check_scale(scale)
     check_backend(backend)
 
 
+def check_flag(name: str, flag) -> None:
+    """Refuse what is not a Python bool."""
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
+def check_size(name: str, size) -> None:
+    """Refuse what is not an int of at least 1."""
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} must be an int, got {size!r}")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}")
+
+
 def check_dropout(name: str, probability) -> None:
     """Refuse a dropout probability that is not a number in [0, 1]."""
-    if not isinstance(probability, Real):
+    if not isinstance(probability, int | float):
         raise TypeError(f"{name} must be a number, got {type(probability).__name__}")
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"{name} must be a probability in [0, 1], got {probability}")
@@ -132,9 +157,9 @@ def check_scale(scale) -> None:
     """Refuse a scale that is neither None nor a finite number."""
     if scale is None:
         return
-    if not isinstance(scale, Real | torch.SymFloat):
+    if not isinstance(scale, int | float | torch.SymFloat):
         raise TypeError(f"scale must be None or a number, got {type(scale).__name__}")
-    if not isinstance(scale, torch.SymFloat) and not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
 
 
@@ -150,14 +175,9 @@ def is_autocast(device_type: str) -> bool:
     return known and torch.is_autocast_enabled(device_type)
 
 
-def _may_read(x: Tensor) -> bool:
+def may_read(x: Tensor) -> bool:
     """Whether a tensor's values may be looked at: on the CPU, outside tracing and vmap."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    return torch._C._functorch.peek_interpreter_stack() is None
-
-
-def _is_zero_one(mask: Tensor) -> bool:
-    """At least one 1, and nothing but 0 and 1."""
-    ones = mask == 1
-    return bool(ones.any()) and bool((ones | (mask == 0)).all())
+    traced = _get_current_dispatch_mode() is not None  # fake tensors, make_fx
+    return not traced and torch._C._functorch.peek_interpreter_stack() is None

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mha import _checks, masks
 
@@ -47,27 +46,30 @@ def scaled_dot_product_attention(
         q_offset: position of the first query among the keys; may be negative.
         return_weights: also return the weights, before dropout. The output stays the same.
         backend: "reference" (readable PyTorch, float32 inside for half types), "sdpa" (torch's
-            fused kernels), or "auto" ("sdpa").
+            fused kernels; the readable path for empty axes, and for a float attn_mask while
+            gradients are on), or "auto" ("sdpa"). The fused CPU kernel has no second derivative
+            and no forward mode; "reference" has both.
     Returns: output (..., H, T, D_v) in the query's dtype, and weights (..., H, T, S) if asked for.
     Errors: TypeError or ValueError naming the argument, what came and what was expected.
     Source: Vaswani et al. (2017), equation 1.
     """
     _checks.check_options(dropout_p, is_causal, scale, q_offset, backend)
-    query, key, value = _autocast(query, key, value)
+    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
     lead = _checks.check_tensors(query, key, value)
     bare = len(lead) == 0  # no head axis came: give it one, and take it away again
     lead = torch.Size([1]) if bare else lead
     sizes = query.shape[-2], key.shape[-2]  # (T, S)
     _checks.check_attn_mask(attn_mask, query, (*lead, *sizes))
     _checks.check_key_mask(key_mask, query, (*lead[:-1], sizes[1]))
+    _checks.warn_of_zero_one(attn_mask, stacklevel=2)
 
     query, key, value = (x.expand(*lead, *x.shape[-2:]) for x in (query, key, value))
     if key_mask is not None:
         padding = ~key_mask[..., None, :, None]  # (..., 1, S, 1)
         key, value = key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if is_causal and 0 < q_offset >= sizes[1] - 1:
-        is_causal = False  # even the first query sees the last key
+    if is_causal and not torch.compiler.is_compiling() and 0 < q_offset >= sizes[1] - 1:
+        is_causal = False  # even the first query sees the last key: one step of a decoder
     rules = attn_mask, key_mask, is_causal, q_offset
     with _no_autocast(query.device.type):
         output, weights = _run(query, key, value, rules, dropout_p, scale, backend, return_weights)
@@ -77,9 +79,13 @@ def scaled_dot_product_attention(
 
 
 def _run(query, key, value, rules, dropout_p, scale, backend, return_weights):
-    """Take the backend; compute weights where it needs them or the caller wants them."""
-    empty = 0 in (*query.shape[:-1], key.shape[-2])  # torch's fused kernels refuse these
-    if backend == "reference" or empty:
+    """Take the path; compute weights where it needs them or the caller wants them."""
+    bias = rules[0]
+    # A fused backward rebuilds weights as exp(score - log-sum). In a row of huge negative numbers
+    # the log-sum drowns in rounding and the weights come out as 1: no such kernel with gradients.
+    fragile = bias is not None and bias.is_floating_point() and torch.is_grad_enabled()
+    empty = 0 in (*query.shape[:-1], key.shape[-2])  # the fused kernels refuse these
+    if backend == "reference" or fragile or empty:
         weights = _weights(query, key, rules, scale)  # (..., H, T, S)
         dropped = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
         output = (dropped @ value.to(weights.dtype)).to(query.dtype)  # (..., H, T, D_v)
@@ -112,23 +118,18 @@ def _sdpa(query, key, value, rules, dropout_p, scale):
     lone = attn_mask is None and key_mask is None
     flag = True if lone and is_causal and q_offset == 0 else False  # a plain bool under tracing
     mask = None if flag else _mask(query, key, rules)
-    dtype, three_axes, dead, kernel = query.dtype, query.ndim == 3, None, nullcontext()
+    dtype, three_axes, dead = query.dtype, query.ndim == 3, None
     if mask is not None:
         mask, dead = _revive(mask)
         mask = mask[(None,) * (4 - mask.ndim)]  # the fused kernel on the CPU wants four axes
         if mask.is_floating_point():  # a float32 mask on half tensors would lose digits in half
             query, key, value = (x.to(mask.dtype) for x in (query, key, value))
-            if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-                # The fused backward rebuilds weights as exp(score - log-sum). In a row of huge
-                # negative numbers the log-sum drowns in rounding, and the weights come out as 1.
-                kernel = sdpa_kernel(SDPBackend.MATH)
     if three_axes:  # (H, T, D) -> (1, H, T, D), for the same reason
         query, key, value = query[None], key[None], value[None]
-    with kernel:
-        output = F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p, flag, scale=scale
-        )  # (..., H, T, D_v)
-    output = (output[0] if three_axes else output).to(dtype)
+    output = F.scaled_dot_product_attention(
+        query, key, value, mask, dropout_p, flag, scale=scale
+    ).to(dtype)  # (..., H, T, D_v)
+    output = output[0] if three_axes else output
     return output if dead is None else output.masked_fill(dead, 0.0)
 
 
@@ -165,15 +166,23 @@ def _accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, cast as torch's own function does: every float but float64."""
-    first = tensors[0]
-    if not isinstance(first, Tensor) or not _checks.is_autocast(first.device.type):
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast, cast as torch's own function does: every float but float64.
+
+    A float32 mask stays as it is, last of the four: its digits are kept, and float32 is allowed.
+    """
+    query = tensors[0]
+    if not isinstance(query, Tensor) or not _checks.is_autocast(query.device.type):
         return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
-    return tuple(
-        x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors
-    )
+    dtype = torch.get_autocast_dtype(query.device.type)
+
+    def cast(x, kept):
+        skip = not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype in kept
+        return x if skip else x.to(dtype)
+
+    *operands, mask = tensors
+    operands = [cast(x, kept=(torch.float64,)) for x in operands]
+    return *operands, cast(mask, kept=(torch.float64, torch.float32))
 
 
 def _no_autocast(device_type: str):

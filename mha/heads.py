@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mha import _checks
 from mha.attention import scaled_dot_product_attention
 
 
@@ -80,10 +81,10 @@ class SingleHeadAttention(nn.Module):
             is_causal: query i sees key j only if j <= i.
             return_weights: also return the weights.
         Returns: output (B, T, D), and weights (B, T, S) if asked for.
+        Errors: as of ``mha.scaled_dot_product_attention``; ValueError for a value without a key.
         """
-        key = query if key is None else key
-        value = key if value is None else value
-        if attn_mask is not None and attn_mask.ndim == 3:
+        key, value = default_inputs(query, key, value)
+        if isinstance(attn_mask, Tensor) and attn_mask.ndim == 3:
             attn_mask = attn_mask[:, None]  # (B, 1, T, S)
         output = scaled_dot_product_attention(
             self.q_proj(query)[:, None],  # (B, T, D) -> (B, 1, T, D)
@@ -128,9 +129,18 @@ class LoopedHeads(nn.Module):
 
         Args:
             heads: H heads whose widths add up to E, all with or all without bias.
-        Errors: ValueError if H*D is not E: no identity fits then.
+        Errors: ValueError for no heads or heads that differ in size, and if H*D is not E: no
+            identity fits then.
         """
         heads = list(heads)
+        kinds = {
+            (h.q_proj.in_features, h.q_proj.out_features, h.q_proj.bias is None) for h in heads
+        }
+        if len(kinds) != 1:
+            raise ValueError(
+                "heads must be one or more, alike in (width in, width out, without bias), "
+                f"got {sorted(kinds)}"
+            )
         first = heads[0].q_proj
         if len(heads) * first.out_features != first.in_features:
             raise ValueError(
@@ -145,13 +155,34 @@ class LoopedHeads(nn.Module):
             nn.init.zeros_(self.out_proj.bias)
         return self
 
-    def forward(self, query, key=None, value=None, *, return_weights=False, **masks):
+    def forward(
+        self,
+        query: Float[Tensor, "B T E"],
+        key: Float[Tensor, "B S E"] | None = None,
+        value: Float[Tensor, "B S E"] | None = None,
+        *,
+        attn_mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        is_causal: bool = False,
+        return_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """As ``SingleHeadAttention.forward``, with output (B, T, E) and weights (B, H, T, S).
 
         An ``attn_mask`` broadcasts to (B, H, T, S); each head gets its slice.
         """
+        key, value = default_inputs(query, key, value)
+        target = (len(query), len(self.heads), query.shape[1], key.shape[1])  # (B, H, T, S)
+        _checks.check_attn_mask(attn_mask, query, target)
         results = [
-            head(query, key, value, return_weights=True, **_slice_mask(masks, index))
+            head(
+                query,
+                key,
+                value,
+                attn_mask=_of_head(attn_mask, index),
+                key_mask=key_mask,
+                is_causal=is_causal,
+                return_weights=True,
+            )
             for index, head in enumerate(self.heads)
         ]
         joined = torch.cat([output for output, _ in results], dim=-1)  # (B, T, H*D)
@@ -161,13 +192,11 @@ class LoopedHeads(nn.Module):
         return output
 
 
-def _slice_mask(masks: dict, index: int) -> dict:
-    """The masks that one head gets: its slice of an attn_mask with a head axis."""
-    mask = masks.get("attn_mask")
+def _of_head(mask: Tensor | None, index: int) -> Tensor | None:
+    """One head's slice of a mask that broadcasts to (B, H, T, S)."""
     if mask is None or mask.ndim < 3:
-        return masks
-    head = 0 if mask.shape[-3] == 1 else index
-    return {**masks, "attn_mask": mask[..., head, :, :]}  # (T, S) or (B, T, S)
+        return mask
+    return mask[..., 0 if mask.shape[-3] == 1 else index, :, :]  # (T, S) or (B, T, S)
 
 
 class BatchedHeads(nn.Module):
@@ -219,8 +248,7 @@ class BatchedHeads(nn.Module):
         return_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As ``LoopedHeads.forward``; ``attn_mask`` broadcasts to (B, H, T, S)."""
-        key = query if key is None else key
-        value = key if value is None else value
+        key, value = default_inputs(query, key, value)
         joined, weights = scaled_dot_product_attention(
             split_heads(self.q_proj(query), self.num_heads),  # (B, H, T, D)
             split_heads(self.k_proj(key), self.num_heads),  # (B, H, S, D)
@@ -235,17 +263,27 @@ class BatchedHeads(nn.Module):
         return (output, weights) if return_weights else output
 
 
+def default_inputs(query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple:
+    """Key and value: ``query`` where no key is given, ``key`` where no value is.
+
+    Errors: ValueError for a value without a key.
+    """
+    if key is None and value is not None:
+        raise ValueError("value was given without key; give key too, or neither")
+    key = query if key is None else key
+    return key, key if value is None else value
+
+
 def default_head_dim(embed_dim: int, num_heads: int, head_dim: int | None) -> int:
     """D, the width of one head: as given, or embed_dim / num_heads.
 
-    Errors: ValueError for sizes below 1, or if the division leaves a rest.
+    Errors: TypeError for sizes that are not ints; ValueError for sizes below 1, or if the division
+    leaves a rest.
     """
-    for name, number in (("embed_dim", embed_dim), ("num_heads", num_heads)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
+    _checks.check_size("embed_dim", embed_dim)
+    _checks.check_size("num_heads", num_heads)
     if head_dim is not None:
-        if head_dim < 1:
-            raise ValueError(f"head_dim must be at least 1, got {head_dim}")
+        _checks.check_size("head_dim", head_dim)
         return head_dim
     if embed_dim % num_heads:
         raise ValueError(

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mha import _checks
+
 BLOCKED_BELOW = -1e4
 """An additive mask's entry at or below this counts as "blocked" (BERT's original fill value)."""
 
@@ -17,8 +19,10 @@ BLOCKED_BELOW = -1e4
 def _positions(length: int, size: int | None, q_offset: int, device) -> tuple[Tensor, Tensor]:
     """Positions of queries (T, 1) and of keys (1, S) on one common axis."""
     size = length if size is None else size
-    for name, number in (("T", length), ("S", size)):
-        if number < 0:
+    for name, number in (("T", length), ("S", size), ("q_offset", q_offset)):
+        if isinstance(number, bool) or not isinstance(number, int | torch.SymInt):
+            raise TypeError(f"{name} must be an int, got {number!r}")
+        if name != "q_offset" and number < 0:
             raise ValueError(f"{name} must be 0 or more, got {number}")
     query = torch.arange(length, device=device)[:, None] + q_offset  # (T, 1)
     key = torch.arange(size, device=device)[None, :]  # (1, S)
@@ -36,7 +40,7 @@ def causal(
         q_offset: position of the first query among the keys; a decoder whose cache holds n keys
             and gets one more token asks for ``causal(1, n + 1, q_offset=n)``.
     Returns: (T, S) bool. The default aligns top left, as torch, JAX and Keras do.
-    Errors: ValueError for a negative size.
+    Errors: ValueError for a negative size; TypeError for sizes or an offset that are no ints.
     """
     query, key = _positions(T, S, q_offset, device)
     return key <= query  # (T, S)
@@ -91,7 +95,8 @@ def padding(
         pad_id: the id of padding in ``ids``.
         max_len: S for ``lengths``; the longest length by default.
     Returns: (B, S) bool, True = a real key.
-    Errors: ValueError if both or none are given, if a length is negative or above ``max_len``;
+    Errors: ValueError if both or none are given, if a length is negative or above ``max_len``
+        (looked at on the CPU only, and not while compiling);
         TypeError if ``lengths`` or ``ids`` are not integers.
     """
     if (lengths is None) == (ids is None):
@@ -107,9 +112,13 @@ def padding(
         return given != pad_id  # (..., S)
     if given.ndim != 1:
         raise ValueError(f"lengths must have shape (B,), got {tuple(given.shape)}")
-    longest = int(given.max()) if given.numel() else 0
-    size = longest if max_len is None else max_len
-    if given.numel() and (int(given.min()) < 0 or longest > size):
+    if max_len is not None and max_len < 0:
+        raise ValueError(f"max_len must be 0 or more, got {max_len}")
+    if max_len is None:
+        size = int(given.max()) if given.numel() else 0
+    else:
+        size = max_len
+    if _checks.may_read(given) and ((given < 0) | (given > size)).any():
         raise ValueError(f"lengths must lie between 0 and {size}, got {given.tolist()}")
     return torch.arange(size, device=given.device) < given[:, None]  # (B, S)
 
@@ -126,7 +135,7 @@ def combine(*masks: Bool[Tensor, "..."] | Float[Tensor, "..."] | None) -> Tensor
     """
     present = [mask for mask in masks if mask is not None]
     for mask in present:
-        _require_mask("masks", mask)
+        _require_mask("mask", mask)
     if not present:
         return None
     try:
@@ -155,9 +164,11 @@ def to_additive(
         dtype: a floating dtype.
         fill: -inf (a row without keys stays dead), or ``torch.finfo(dtype).min`` as Transformers
             has it (such a row attends to everything evenly).
-    Errors: TypeError if the mask is not bool.
+    Errors: TypeError if the mask is not bool, or the dtype not floating.
     """
     _require_bool("mask", mask)
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
     zero = torch.zeros((), dtype=dtype, device=mask.device)
     return torch.where(mask, zero, torch.full_like(zero, fill))
 
@@ -249,7 +260,7 @@ def from_torch(
         if attn_mask.dtype == torch.bool:
             attn_mask = ~attn_mask
         if attn_mask.ndim == 3:
-            if num_heads is None or attn_mask.shape[0] % num_heads:
+            if not num_heads or attn_mask.shape[0] % num_heads:
                 raise ValueError(
                     f"num_heads must divide the first axis of attn_mask {tuple(attn_mask.shape)}, "
                     f"got {num_heads}"
@@ -271,11 +282,13 @@ def to_keras(
         attn_mask: bool (T, S), (B, T, S) or (B, H or 1, T, S).
         key_mask: bool (B, S).
     Returns: (B, T, S) where heads agree, else (B, H, T, S); a batch axis of 1 broadcasts.
-    Errors: TypeError for a mask that is not bool.
+    Errors: TypeError for a mask that is not bool; ValueError for an attn_mask of another shape.
     """
     for name, mask in (("attn_mask", attn_mask), ("key_mask", key_mask)):
         if mask is not None:
             _require_bool(name, mask)
+    if attn_mask is not None and not 2 <= attn_mask.ndim <= 4:
+        raise ValueError(f"attn_mask must have 2 to 4 axes, got {tuple(attn_mask.shape)}")
     if attn_mask is not None and attn_mask.ndim == 3:
         attn_mask = attn_mask[:, None]  # (B, 1, T, S)
     rows = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, S)
@@ -334,8 +347,11 @@ def from_transformers(attention_mask: Tensor) -> dict[str, Tensor]:
             or additive.
     Returns: a dict with ``key_mask`` (two axes) or ``attn_mask`` (four axes), both bool. A row of
         ``finfo.min``, which there attends to everything evenly, becomes a row that sees nothing.
-    Errors: ValueError for another number of axes, or for numbers that are not of these forms.
+    Errors: ValueError for another number of axes, or for numbers that are not of these forms;
+        TypeError for what is no tensor, or a four-axis mask of integers.
     """
+    if not isinstance(attention_mask, Tensor):
+        raise TypeError(f"attention_mask must be a tensor, got {_kind(attention_mask)}")
     if attention_mask.ndim == 2:
         if not ((attention_mask == 0) | (attention_mask == 1)).all():
             raise ValueError("attention_mask of shape (B, S) must hold 0 and 1 only")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mha import _checks
 from mha.attention import scaled_dot_product_attention
-from mha.heads import default_head_dim, merge_heads, split_heads
+from mha.heads import default_head_dim, default_inputs, merge_heads, split_heads
 
 
 class MultiHeadAttention(nn.Module):
@@ -57,9 +57,14 @@ class MultiHeadAttention(nn.Module):
         _checks.check_dropout("dropout", dropout)
         _checks.check_scale(scale)
         _checks.check_backend(backend)
+        _checks.check_flag("is_causal", is_causal)
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
+        _checks.check_size("kdim", self.kdim)
+        _checks.check_size("vdim", self.vdim)
         self.dropout, self.is_causal = dropout, is_causal
         self.scale, self.backend = scale, backend
         width, made = num_heads * head_dim, {"device": device, "dtype": dtype}
@@ -94,7 +99,9 @@ class MultiHeadAttention(nn.Module):
             query: (B, T, E).
             key: (B, S, kdim); ``query`` by default (self-attention).
             value: (B, S, vdim); ``key`` by default.
-            attn_mask: broadcasts to (B, H, T, S); bool (True = may attend) or float (added).
+            attn_mask: broadcasts to (B, H, T, S); bool (True = may attend) or float (added). A
+                mask (B, T, S) needs a head axis, ``attn_mask[:, None]``: where B equals H it
+                would be read as (H, T, S).
             key_mask: bool (B, S), True = a real key. What stands at an excluded key, NaN too,
                 reaches neither output nor gradient by way of keys and values.
             is_causal: query i sees key j only if j <= i; the module's own setting by default.
@@ -103,10 +110,7 @@ class MultiHeadAttention(nn.Module):
             nothing gives ``out_proj.bias`` and zero weights.
         Errors: TypeError or ValueError naming the argument, what came and what was expected.
         """
-        if key is None and value is not None:
-            raise ValueError("value was given without key; give key too, or neither")
-        key = query if key is None else key
-        value = key if value is None else value
+        key, value = default_inputs(query, key, value)
         self._check_inputs(query, key, value)
         is_causal = self.is_causal if is_causal is None else is_causal
         if key_mask is not None:  # before the maps, whose weight gradients see the inputs too
@@ -156,9 +160,11 @@ class MultiHeadAttention(nn.Module):
         weight = getattr(self.q_proj, "weight", None)
         if not isinstance(weight, Tensor) or not weight.is_floating_point():
             return  # replaced by a module of the user's own, which knows what it takes
-        autocast = _checks.is_autocast(weight.device.type)
         for name, x in named.items():
-            if x.dtype != weight.dtype and not autocast:
+            # autocast makes one dtype of all floats but float64
+            cast = _checks.is_autocast(weight.device.type)
+            cast = cast and torch.float64 not in (x.dtype, weight.dtype)
+            if x.dtype != weight.dtype and not cast:
                 raise ValueError(
                     f"{name} must be {weight.dtype} like the module's weights, got {x.dtype}"
                 )

@@ -31,7 +31,7 @@ def softmax(scores: np.ndarray, axis: int = -1) -> np.ndarray:
     largest = np.where(np.isneginf(largest), 0.0, largest)  # a dead slice has no maximum
     unnormalised = np.exp(scores - largest)
     total = unnormalised.sum(axis=axis, keepdims=True)
-    return np.divide(unnormalised, total, out=np.zeros_like(unnormalised), where=total > 0)
+    return np.divide(unnormalised, total, out=np.zeros_like(unnormalised), where=total != 0)
 
 
 def softmax_backward(weights: np.ndarray, grad_weights: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -65,12 +65,15 @@ def bias(
         key_mask: bool (..., S), True = a real key; its leading axes are those before H.
         q_offset: position of the first query among the keys.
     Returns: float64, broadcastable to ``shape``; masks compose by AND.
+    Errors: TypeError for an integer attn_mask.
     """
     *_, length, size = shape
     added = np.zeros((length, size))
     if attn_mask is not None:
         attn_mask = np.asarray(attn_mask)
         is_bool = attn_mask.dtype == bool
+        if not is_bool and attn_mask.dtype.kind != "f":
+            raise TypeError(f"attn_mask must be bool or floating, got {attn_mask.dtype}")
         added = added + (np.where(attn_mask, 0.0, -np.inf) if is_bool else attn_mask)
     if key_mask is not None:
         added = added + np.where(key_mask, 0.0, -np.inf)[..., None, None, :]
@@ -185,8 +188,8 @@ class Parameters(NamedTuple):
         Returns: float64 copies; ``nn.Linear`` keeps (outputs, inputs), so weights are transposed.
         """
         maps = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
-        weights = [m.weight.detach().double().cpu().numpy().T.copy() for m in maps]
-        biases = [0.0 if m.bias is None else m.bias.detach().double().cpu().numpy() for m in maps]
+        weights = [m.weight.detach().cpu().double().numpy().T.copy() for m in maps]
+        biases = [0.0 if m.bias is None else m.bias.detach().cpu().double().numpy() for m in maps]
         return cls(*weights, *biases)
 
 

@@ -120,7 +120,6 @@ def fit(
         if patience is not None and len(history.rows) - best_row >= patience:
             history.stopped_early = step < steps
             break
-    model.eval()
     return history
 
 

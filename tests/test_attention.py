@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import MASK_NAMES, B, D, H, S, T, close, mask_cases, oracle, randn, to_numpy
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mha import reference
 from mha import scaled_dot_product_attention as attention
@@ -105,6 +106,8 @@ def test_axes_before_the_heads(backend):
         attention(q[:1].expand(B, -1, -1, -1), k, v, backend=backend),
     )
     lone = torch.tensor([True, False, True, True, False])
+    two = attention(q[0, 0], k[0, 0], v[0, 0], backend=backend, return_weights=True)[1]
+    close(two, oracle(q, k, v, return_weights=True)[1][0, 0])
     close(
         attention(q[0, 0], k[0, 0], v[0, 0], key_mask=lone, backend=backend),
         attention(q, k, v, key_mask=lone.expand(B, S), backend=backend)[0, 0],
@@ -150,7 +153,10 @@ def test_any_shape_and_mask(backend, shape, widths, offset, causal, data):
 
 
 @every_backend
-@pytest.mark.parametrize(("offset", "causal"), [(2, True), (-1, True), (2, False)])
+@pytest.mark.parametrize(
+    ("offset", "causal"),
+    [(2, True), (-1, True), (2, False), *((n, True) for n in (S - 2, S - 1, S + 9, -S - 1))],
+)
 def test_q_offset_moves_the_diagonal(backend, offset, causal):
     q, k, v = operands()
     expected = oracle(q, k, v, is_causal=causal, q_offset=offset)
@@ -304,6 +310,112 @@ def test_dropout_drops_weights_one_by_one_and_scales_the_rest(backend):
 
 
 @every_backend
+@pytest.mark.parametrize("scale", [0.0, -0.7, 2])
+def test_scale(backend, scale):
+    q, k, v = operands()
+    expected = oracle(q, k, v, scale=scale, is_causal=True)
+    close(attention(q, k, v, scale=scale, is_causal=True, backend=backend), expected)
+
+
+@every_backend
+def test_a_mask_of_one_number(backend):
+    q, k, v = operands()
+    close(attention(q, k, v, torch.tensor(True), backend=backend), oracle(q, k, v))
+    assert (attention(q, k, v, torch.tensor(False), backend=backend) == 0).all()
+
+
+class Fused:
+    """Watches torch's own function: what it is called with."""
+
+    def __init__(self, monkeypatch):
+        self.calls, self.original = [], F.scaled_dot_product_attention
+        monkeypatch.setattr(F, "scaled_dot_product_attention", self)
+
+    def __call__(self, query, key, value, mask, dropout_p, is_causal, *, scale):
+        self.calls.append((mask, is_causal))
+        return self.original(query, key, value, mask, dropout_p, is_causal, scale=scale)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+def test_which_path_is_taken(backend, monkeypatch):
+    fused, (q, k, v) = Fused(monkeypatch), operands()
+    attention(q, k, v, is_causal=True, backend=backend)
+    attention(q[:, :, :1], k, v, is_causal=True, q_offset=S - 1, backend=backend)
+    assert fused.calls == ([] if backend == "reference" else [(None, True), (None, False)])
+
+
+def test_no_kernel_gets_a_row_that_sees_nothing(monkeypatch):
+    fused, (q, k, v) = Fused(monkeypatch), operands()
+    with torch.no_grad():
+        for masks in mask_cases().values():
+            attention(q, k, v, **masks, backend="sdpa")
+    given = [mask for mask, _ in fused.calls if mask is not None]
+    assert len(given) > 10
+    for mask in given:
+        seen = mask if mask.dtype == torch.bool else mask > -math.inf
+        assert seen.any(-1).all()
+
+
+@every_backend
+@every_mask
+def test_with_and_without_gradients_the_same(backend, name):
+    q, k, v = operands(value_width=D)
+    masks = mask_cases()[name]
+    with torch.no_grad():
+        close(attention(q, k, v, **masks, backend=backend), oracle(q, k, v, **masks))
+
+
+def huge_negative_row():
+    mask = torch.zeros(T, S)
+    mask[1] = torch.finfo(torch.float32).min
+    return mask
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_a_huge_negative_row_keeps_its_gradients_under_vmap_and_export():
+    q, k, v = operands(requires_grad=True, value_width=D)
+    mask = huge_negative_row()
+    attention(q, k, v, mask, backend="reference").sin().sum().backward()
+    expected = [x.grad.clone() for x in (q, k, v)]
+
+    class Masked(torch.nn.Module):
+        def forward(self, q, k, v):
+            return attention(q, k, v, mask, backend="sdpa")
+
+    def vmapped(q, k, v):
+        return torch.func.vmap(Masked().forward)(q, k, v)
+
+    exported = torch.export.export(Masked(), tuple(x.detach() for x in (q, k, v))).module()
+    for run in (Masked(), vmapped, exported):
+        got = torch.autograd.grad(run(q, k, v).sin().sum(), (q, k, v))
+        for mine, theirs in zip(got, expected, strict=True):
+            close(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_reference_rounds_half_types_once(dtype):
+    q, k, v = operands(dtype, value_width=D)
+    wide = attention(q.float(), k.float(), v.float(), backend="reference", return_weights=True)
+    half = attention(q, k, v, backend="reference", return_weights=True)
+    for mine, theirs in zip(half, wide, strict=True):
+        assert torch.equal(mine, theirs.to(dtype))
+
+
+@every_backend
+@pytest.mark.parametrize("mask_dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_autocast_is_a_cast_of_the_operands(backend, mask_dtype):
+    q, k, v = operands(torch.float32, value_width=D)
+    mask = randn(T, S, seed=3, dtype=mask_dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = attention(q.half(), k, v, mask, backend=backend, return_weights=True)
+    cast = [q.half().bfloat16(), k.bfloat16(), v.bfloat16()]
+    mask = mask if mask_dtype == torch.float32 else mask.bfloat16()
+    want = attention(*cast, mask, backend=backend, return_weights=True)
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@every_backend
 def test_autocast_casts_as_torch_does(backend):
     q, k, v = operands(torch.float32, value_width=D)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -357,6 +469,24 @@ def test_vmap_and_per_example_gradients(backend):
     close(got, again.grad)
 
 
+@every_backend
+def test_compile_a_mask_after_sizes_became_dynamic(backend):
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    q, k, v = operands()
+    compiled(q, k, v, backend=backend)
+    q, k, v = q[:, :, :2], k[:, :, :4], v[:, :, :4]
+    options = {"attn_mask": torch.ones(2, 4).tril().bool(), "key_mask": torch.ones(B, 4).bool()}
+    close(compiled(q, k, v, **options, backend=backend), oracle(q, k, v, **options))
+
+
+@every_backend
+def test_compile_with_several_scales(backend):
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    q, k, v = operands()
+    for scale in (0.1, 0.2, 0.3):
+        close(compiled(q, k, v, scale=scale, backend=backend), oracle(q, k, v, scale=scale))
+
+
 class _Wrapped(torch.nn.Module):
     def __init__(self, backend):
         super().__init__()
@@ -376,6 +506,20 @@ def test_export(backend):
     q, k, v, key_mask = q[:, :, :2], k[:, :, 1:], v[:, :, 1:], key_mask[:, 1:]
     expected = oracle(q, k, v, is_causal=True, key_mask=key_mask)
     close(program.module()(q, k, v, key_mask), expected)
+
+
+@every_backend
+def test_export_an_offset_with_any_number_of_keys(backend):
+    class Step(torch.nn.Module):
+        def forward(self, q, k, v):
+            return attention(q, k, v, is_causal=True, q_offset=2, backend=backend)
+
+    q, k, v = operands()
+    size = torch.export.Dim("S", min=2)
+    program = torch.export.export(Step(), (q, k, v), dynamic_shapes=({}, {2: size}, {2: size}))
+    for n in (2, 3, 5):
+        expected = oracle(q, k[:, :, :n], v[:, :, :n], is_causal=True, q_offset=2)
+        close(program.module()(q, k[:, :, :n], v[:, :, :n]), expected)
 
 
 def test_auto_takes_torch_and_refuses_nothing():
@@ -428,6 +572,7 @@ REFUSALS = {
     "key_mask type": ((Q, K, V), {"key_mask": [True]}, TypeError, "key_mask must be a tensor"),
     "key_mask int": ((Q, K, V), {"key_mask": torch.ones(B, S).long()}, TypeError, "key_mask.bool"),
     "key_mask float": ((Q, K, V), {"key_mask": torch.ones(B, S)}, TypeError, "key_mask.bool"),
+    "key_mask scalar": ((Q, K, V), {"key_mask": torch.tensor(True)}, ValueError, "S=5 keys"),
     "key_mask S": ((Q, K, V), {"key_mask": torch.ones(B, T).bool()}, ValueError, "S=5 keys"),
     "key_mask one": ((Q, K, V), {"key_mask": torch.ones(B, 1).bool()}, ValueError, "S=5 keys"),
     "key_mask B": (
@@ -440,7 +585,12 @@ REFUSALS = {
     "dropout below": ((Q, K, V, None, -0.1), {}, ValueError, "got -0.1"),
     "dropout nan": ((Q, K, V, None, math.nan), {}, ValueError, "got nan"),
     "dropout type": ((Q, K, V, None, "0.1"), {}, TypeError, "dropout_p must be a number, got str"),
-    "causal type": ((Q, K, V, None, 0.0, torch.ones(1)), {}, TypeError, "is_causal .*got Tensor"),
+    "causal type": (
+        (Q, K, V, None, 0.0, torch.ones(1)),
+        {},
+        TypeError,
+        "is_causal must be .*got tensor",
+    ),
     "scale type": (
         (Q, K, V),
         {"scale": torch.ones(1)},
@@ -484,6 +634,9 @@ def test_other_float_masks_get_none(mask):
 
 def test_no_value_is_read_while_compiling_or_under_vmap():
     ones = torch.ones(T, S)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        attention(Q, K, V, torch.ones(T, S))
+    attention(*(x.to("meta") for x in (Q, K, V, ones)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.compile(attention, backend="aot_eager", fullgraph=True)(Q, K, V, ones)

@@ -48,11 +48,36 @@ def test_split_equals_the_reference():
         (lambda: BatchedHeads(8, 0), "num_heads must be at least 1, got 0"),
         (lambda: LoopedHeads(8, 2, head_dim=0), "head_dim must be at least 1, got 0"),
         (lambda: LoopedHeads.from_heads([SingleHeadAttention(8, 4)]), "E=8, got 1 of width D=4"),
+        (lambda: LoopedHeads.from_heads([]), r"one or more, .*got \[\]"),
+        (
+            lambda: LoopedHeads.from_heads([SingleHeadAttention(8, 4), SingleHeadAttention(8, 3)]),
+            r"alike .*got \[\(8, 3, False\), \(8, 4, False\)\]",
+        ),
+        *(
+            (lambda c=c: c(8, 2)(torch.ones(4, 3, 8), None, torch.ones(4, 3, 8)), "without key")
+            for c in (SingleHeadAttention, LoopedHeads, BatchedHeads)
+        ),
+        *(
+            (
+                lambda c=c, n=n: c(8, 2)(
+                    torch.ones(4, 3, 8), attn_mask=torch.ones(*n, 3, 3).bool()
+                ),
+                "cannot broadcast from",
+            )
+            for c in (LoopedHeads, BatchedHeads)
+            for n in ((4, 3), (4,))
+        ),
     ],
 )
 def test_refusals(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("rung", [SingleHeadAttention, LoopedHeads, BatchedHeads])
+def test_a_mask_that_is_no_tensor_is_refused(rung):
+    with pytest.raises(TypeError, match="attn_mask must be a tensor, got list"):
+        rung(8, 2)(torch.ones(2, 3, 8), attn_mask=[[True]])
 
 
 def gradients(module, x, y, masks):

@@ -52,19 +52,39 @@ def test_padding_from_lengths_and_ids():
     assert masks.padding([], max_len=3).shape == (0, 3)
 
 
+def test_padding_reads_no_value_while_compiling():
+    compiled = torch.compile(masks.padding, backend="aot_eager", fullgraph=True)
+    assert picture(compiled(torch.tensor([1, 2]), max_len=3)) == "x..\nxx."
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
         (lambda: masks.causal(-1), ValueError, "T must be 0 or more, got -1"),
         (lambda: masks.window(2, -3), ValueError, "S must be 0 or more, got -3"),
         (lambda: masks.window(2, left=-1), ValueError, "left must be None or 0 or more, got -1"),
+        (lambda: masks.causal(2.0), TypeError, "T must be an int, got 2.0"),
+        (lambda: masks.causal(2, q_offset=0.5), TypeError, "q_offset must be an int, got 0.5"),
+        (lambda: masks.padding([], max_len=-1), ValueError, "max_len must be 0 or more, got -1"),
+        (
+            lambda: masks.to_additive(torch.ones(2).bool(), torch.int64),
+            TypeError,
+            "dtype must be a floating-point dtype, got torch.int64",
+        ),
+        (lambda: masks.to_keras(torch.ones(1, 1, 1, 1, 1).bool()), ValueError, "2 to 4 axes"),
+        (lambda: masks.from_transformers([[1, 0]]), TypeError, "must be a tensor, got list"),
+        (
+            lambda: masks.from_torch(torch.ones(3, 2, 2).bool(), num_heads=0),
+            ValueError,
+            "num_heads must divide .*got 0",
+        ),
         (lambda: masks.padding(), ValueError, "either lengths or ids"),
         (lambda: masks.padding([1], ids=torch.ones(1, 1).long()), ValueError, "either lengths"),
         (lambda: masks.padding([1.5]), TypeError, "lengths must be integers, got torch.float32"),
         (lambda: masks.padding([4], max_len=3), ValueError, "between 0 and 3, got \\[4\\]"),
         (lambda: masks.padding([-1], max_len=3), ValueError, "between 0 and 3, got \\[-1\\]"),
         (lambda: masks.padding(torch.ones(1, 1).long()), ValueError, "shape \\(B,\\)"),
-        (lambda: masks.combine(torch.ones(2, 2).long()), TypeError, "say masks.bool"),
+        (lambda: masks.combine(torch.ones(2, 2).long()), TypeError, "say mask.bool"),
         (
             lambda: masks.combine(torch.ones(2, 2).bool(), torch.ones(3, 3).bool()),
             ValueError,

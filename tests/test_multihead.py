@@ -110,6 +110,13 @@ def test_train_and_eval_agree_dropout_aside(training, dropout):
             close(module(x), output)
 
 
+def test_dropout_acts_in_training_without_gradients_too():
+    module = MultiHeadAttention(E, H, dropout=0.5).train()
+    x = torch.ones(B, T, E)
+    with torch.no_grad():
+        assert not torch.equal(module(x), module(x))
+
+
 def test_sizes_of_its_own():
     module = MultiHeadAttention(6, 3, head_dim=5, kdim=4, vdim=7, out_bias=False)
     assert module.q_proj.weight.shape == (15, 6)
@@ -118,6 +125,8 @@ def test_sizes_of_its_own():
     assert module.out_proj.weight.shape == (6, 15)
     assert module.q_proj.bias is not None
     assert module.out_proj.bias is None
+    only = MultiHeadAttention(6, 3, bias=False, out_bias=True)
+    assert [only.q_proj.bias is None, only.out_proj.bias is None] == [True, False]
     assert module(torch.ones(2, 3, 6), torch.ones(2, 5, 4), torch.ones(2, 5, 7)).shape == (2, 3, 6)
     bare = MultiHeadAttention(8, 2, bias=False)
     assert [name for name, _ in bare.named_parameters()] == [
@@ -188,6 +197,10 @@ def test_autocast(backend):
         output, weights = module(x, is_causal=True, return_weights=True)
     assert output.dtype == weights.dtype == torch.bfloat16
     close(output, module(x, is_causal=True), 3e-2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(module(x.bfloat16(), is_causal=True), output)  # a layer gave bfloat16
+        with pytest.raises(ValueError, match="query must be torch.float32 .*got torch.float64"):
+            module(x.double())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -249,6 +262,16 @@ def test_initial_weights():
 X, Y = torch.zeros(B, T, E), torch.zeros(B, S, E)
 REFUSALS = {
     "heads": (lambda: MultiHeadAttention(8, 3), ValueError, "embed_dim=8 and num_heads=3"),
+    "heads float": (lambda: MultiHeadAttention(8, 2.0), TypeError, "num_heads .*int, got 2.0"),
+    "head_dim": (lambda: MultiHeadAttention(8, 2, head_dim=2.5), TypeError, "head_dim .*got 2.5"),
+    "kdim 0": (lambda: MultiHeadAttention(8, 2, kdim=0), ValueError, "kdim .*at least 1, got 0"),
+    "vdim -1": (lambda: MultiHeadAttention(8, 2, vdim=-1), ValueError, "vdim .*got -1"),
+    "int weights": (
+        lambda: MultiHeadAttention(8, 2, dtype=torch.int64),
+        TypeError,
+        "got torch.int64",
+    ),
+    "causal": (lambda: MultiHeadAttention(8, 2, is_causal="yes"), TypeError, "is_causal .*'yes'"),
     "width": (lambda: MultiHeadAttention(0, 1), ValueError, "embed_dim must be at least 1, got 0"),
     "dropout": (lambda: MultiHeadAttention(8, 2, dropout=2.0), ValueError, "dropout .*got 2.0"),
     "scale": (lambda: MultiHeadAttention(8, 2, scale="1"), TypeError, "scale .*got str"),

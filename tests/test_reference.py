@@ -31,6 +31,17 @@ def test_softmax_along_another_axis():
     np.testing.assert_allclose(weights.sum(axis=0), 1.0)
 
 
+def test_softmax_hides_no_nan():
+    assert np.isnan(reference.softmax(np.array([np.nan, 1.0]))).all()
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(reference.softmax(np.array([np.inf, 1.0]))).any()
+
+
+def test_an_integer_mask_is_refused():
+    with pytest.raises(TypeError, match="bool or floating, got int64"):
+        reference.bias((2, 3), np.ones((2, 3), dtype=int))
+
+
 def test_attention_by_hand():
     # One query, two keys: scores log 3 and 0 at D = 4, so weights 3/4 and 1/4.
     query = np.array([[[2.0, 0.0, 0.0, 0.0]]])  # (H=1, T=1, D=4)
@@ -71,7 +82,7 @@ SMOOTH = [name for name in MASK_NAMES if name != "float, finfo.min"]
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_attention_backward_against_finite_differences(name):
-    masks = to_numpy(mask_cases()[name])
+    masks = {**to_numpy(mask_cases()[name]), "scale": 0.3}
     q, k, v = randn(B, H, T, D), randn(B, H, S, D, seed=1), randn(B, H, S, D + 1, seed=2)
     operands = [x.numpy() for x in (q, k, v)]
     grad = randn(B, H, T, D + 1, seed=3).numpy()
@@ -160,3 +171,17 @@ def test_nothing_at_an_excluded_key_reaches_the_result():
     np.testing.assert_array_equal(reference.attention(q, k, v, key_mask=key_mask), clean)
     grads = reference.attention_backward(np.ones_like(q), q, k, v, key_mask=key_mask)
     assert all(np.isfinite(g).all() for g in grads)
+
+
+def test_nothing_at_an_excluded_key_reaches_the_result_of_the_module():
+    parameters = reference.Parameters(*(randn(E, E, seed=i).numpy() for i in range(4)))
+    x, y = randn(B, T, E).numpy(), randn(B, S, E, seed=1).numpy()
+    key_mask = np.array([[True] * 5, [True, True, True, True, False]])
+    clean = reference.multi_head_attention(x, y, y, parameters, H, key_mask=key_mask)
+    y[1, 4] = np.nan
+    dirty = reference.multi_head_attention(x, y, y, parameters, H, key_mask=key_mask)
+    np.testing.assert_array_equal(dirty, clean)
+    *grads, of_parameters = reference.multi_head_attention_backward(
+        np.ones_like(x), x, y, y, parameters, H, key_mask=key_mask
+    )
+    assert all(np.isfinite(g).all() for g in [*grads, *of_parameters])

@@ -132,6 +132,7 @@ def test_the_page_keeps_its_own_style_and_fonts(name):
     html = ALL[name]().html.replace(viz.svg.BOX, "")
     assert "<style" not in html
     assert "DejaVu" not in html
+    assert "metadata" not in html  # it holds the date and matplotlib's version
     assert re.findall(r"font-family[=:]\W*(\w+)", html) in ([], ["ui"] * html.count("ui-monospace"))
 
 
@@ -445,6 +446,11 @@ def test_a_tensor_of_any_kind_is_drawn():
             lambda: viz.image_attention(np.ones((2, 2)), np.ones((1, 1)), 2, alt=ALT, titles=[]),
             ValueError,
             "titles must be 1",
+        ),
+        (
+            lambda: viz.image_attention(np.ones((2, 2)), np.ones((1, 1)), 2, alt=ALT, vmax=0),
+            ValueError,
+            "vmax must be positive; got 0",
         ),
         (lambda: viz.curves({}, xlabel="x", ylabel="y", alt=ALT), ValueError, "at least one line"),
         (

@@ -68,10 +68,11 @@ def test_changed_code_or_pins_execute_everything_again(build, name):
     assert build.calls == [False, False]
 
 
-def test_renamed_and_new_modules_count_as_a_change_and_compiled_files_do_not(build):
+def test_renamed_and_new_modules_count_but_not_what_tools_leave_behind(build):
     build.main()
-    (build.ROOT / "mha/__pycache__").mkdir()
-    (build.ROOT / "mha/__pycache__/core.pyc").write_text("compiled")
+    for left_by_tools in ("mha/__pycache__/core.pyc", "chapters/.ipynb_checkpoints/index.md"):
+        (build.ROOT / left_by_tools).parent.mkdir()
+        (build.ROOT / left_by_tools).touch()
     build.main()
     assert build.calls == [False]
     (build.ROOT / "mha/core.py").rename(build.ROOT / "mha/heart.py")
@@ -114,7 +115,8 @@ def test_cell_ids_follow_the_source():
 @pytest.fixture
 def small_notebook(tmp_path):
     first_cell = (ROOT / "tests/book/first_cell.py").read_text(encoding="utf8")
-    sources = [first_cell, "print('a')\nprint('b')", "6 * 7"]
+    in_two_parts = "import time\n\nprint('a', flush=True)\ntime.sleep(0.5)\nprint('b')"
+    sources = [first_cell, in_two_parts, "6 * 7"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
     nbformat.write(notebook, tmp_path / "small.ipynb")
     return tmp_path / "small.ipynb"

@@ -1,11 +1,11 @@
 """The chapters as they are committed: the rules of CONTRIBUTING.md, checked without running them."""
 
-import copy
 import re
 
 import pytest
 from bookfiles import ROOT, code_cells, described, markdown, notebooks, pages, read, script, tags
 from bs4 import BeautifulSoup
+from pybtex.database import parse_file
 
 each_notebook = pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
 
@@ -50,9 +50,12 @@ def test_freshly_executed_in_order(path):
 
 @each_notebook
 def test_file_is_what_make_notebooks_writes(path):
-    notebook = read(path)
-    tidied = copy.deepcopy(notebook)
+    notebook, tidied = read(path), read(path)
     script("notebooks").tidy(tidied)
+    for cell, expected in zip(notebook.cells, tidied.cells, strict=True):
+        if cell.cell_type == "code":  # its id is a hash of the source that was last executed
+            assert cell.id == expected.id, f"edited since it ran: {cell.source}"
+        expected.id = cell.id
     assert tidied == notebook, "run: make notebook NB=chapters/" + path.name
 
 
@@ -127,6 +130,23 @@ def test_display_math_has_lines_of_its_own(path):
             inside = not inside
         else:
             assert "$$" not in line, line
+
+
+def cited_titles(path) -> set[str]:
+    """The titles in the References of one chapter: a link, italics or quotes in each item."""
+    items = re.findall(r"^- (.+)$", markdown(path).split("## References")[1], flags=re.MULTILINE)
+    assert items
+    found = [re.search(r'\[(.+?)\]\(|\*(.+?)\*|"(.+?)[",.]*"', item) for item in items]
+    assert all(found), "each item names its work as a link, in italics or in quotes"
+    return {next(filter(None, match.groups())).casefold() for match in found}
+
+
+def test_bibliography_holds_the_works_that_chapters_cite():
+    entries = parse_file(ROOT / "chapters/references.bib").entries.values()
+    listed = {re.sub(r"[{}]", "", entry.fields["title"]).casefold() for entry in entries}
+    cited = set.union(*map(cited_titles, notebooks()))
+    assert not {title for title in cited if not any(full.startswith(title) for full in listed)}
+    assert not {full for full in listed if not any(full.startswith(title) for title in cited)}
 
 
 @each_notebook
