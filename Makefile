@@ -3,7 +3,7 @@
 # make notebooks  run chapters in place (NB=chapters/03-algorithm.ipynb for one)
 # make format     let ruff arrange the code              make clean       remove what was built
 #
-# PYTHON=python3.12 names the interpreter from which .venv is made, JOBS=4 the test processes.
+# PYTHON=python3.12 names the interpreter from which .venv is first made, JOBS=4 the test processes.
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -11,19 +11,19 @@ PORT ?= 8000
 NB ?= chapters/*.ipynb
 BIN := .venv/bin
 READY := .venv/.ready
-NBVAL := $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
+QUIET := TQDM_DISABLE=1
+NBVAL := $(QUIET) $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-sanitize-with tests/nbval_sanitize.cfg -n $(JOBS) --dist loadfile
 
-# Notebooks run on the kernel of .venv, whatever other kernels the machine has, with figures
-# inline and without progress bars.
+# Notebooks run on the kernel of .venv, whatever other kernels the machine has. QUIET keeps
+# progress bars out of their outputs.
 export JUPYTER_PREFER_ENV_PATH := 1
-export TQDM_DISABLE := 1
 unexport JUPYTER_PATH MPLBACKEND PYTHONPATH
 
 .PHONY: book serve test test-fast lint notebook notebooks format clean
 
 book: $(READY)
-	@$(BIN)/python .ci/book.py
+	@$(QUIET) $(BIN)/python .ci/book.py
 
 serve: book
 	@echo "Serving http://localhost:$(PORT)/ (Ctrl-C ends it)"
@@ -32,8 +32,8 @@ serve: book
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book"
 	$(NBVAL) chapters
-	$(BIN)/python .ci/book.py
-	$(BIN)/pytest -m book
+	$(QUIET) $(BIN)/python .ci/book.py
+	$(BIN)/pytest tests/book -m book
 
 test-fast: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book and not slow"
@@ -43,7 +43,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 
 notebook notebooks: $(READY)
-	$(BIN)/python .ci/notebooks.py $(NB)
+	$(QUIET) $(BIN)/python .ci/notebooks.py $(NB)
 
 format: $(READY)
 	$(BIN)/ruff check --fix

@@ -21,12 +21,16 @@ PAGES_REST_ON = [*RESULTS_REST_ON, "_config.yml", "_toc.yml", "chapters", ".ci/b
 
 
 def digest(names: list[str]) -> str:
-    """Hash of the Python version and of every file at or below `names`, by path and content."""
+    """Hash of the Python version and of every file at or below `names`, by path and content.
+
+    Folders such as __pycache__ and .ipynb_checkpoints, which tools leave behind, do not count.
+    """
     total = hashlib.sha256(sys.version.encode())
     for name in names:
         top = ROOT / name
         for path in sorted(top.rglob("*")) if top.is_dir() else [top]:
-            if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc":
+            by_tools = any(p.startswith((".", "__")) for p in path.relative_to(top).parts[:-1])
+            if path.is_file() and not by_tools:
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 total.update(f"{path.relative_to(ROOT).as_posix()} {content}\n".encode())
     return total.hexdigest()

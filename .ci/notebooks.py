@@ -48,7 +48,6 @@ def execute(path: Path) -> None:
         notebook,
         kernel_name="python3",
         timeout=600,
-        record_timing=False,
         coalesce_streams=True,
         store_widget_state=False,
         resources=resources,
