@@ -1,5 +1,5 @@
 # make book       build the book into _build/html        make test        everything that CI checks
-# make serve      show it on http://localhost:8000       make test-fast   what takes a minute
+# make serve      show it on http://localhost:8000       make test-fast   leaves out what takes minutes
 # make notebooks  run chapters in place (NB=chapters/03-algorithm.ipynb for one)
 # make format     let ruff arrange the code              make clean       remove what was built
 #
@@ -37,6 +37,7 @@ test: lint
 
 test-fast: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book and not slow"
+	$(NBVAL) $(filter-out chapters/06-%,$(wildcard chapters/*.ipynb))
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -154,3 +154,28 @@ def test_relative_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", markdown(path)):
         if not re.match(r"[a-z]+:|#", target):
             assert (path.parent / target.split("#")[0]).exists(), target
+
+
+def run_first_cell(monkeypatch, spec: str | None) -> list[list[str]]:
+    """The commands that the first cell starts where the package is missing."""
+    commands = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delenv("MHA_SPEC", raising=False)
+    if spec:
+        monkeypatch.setenv("MHA_SPEC", spec)
+    exec(FIRST_CELL, {})
+    return commands
+
+
+def test_first_cell_installs_what_mha_spec_names(monkeypatch, capsys):
+    spec = "./mha-0.1.0-py3-none-any.whl[viz,data]"
+    [command] = run_first_cell(monkeypatch, spec)
+    assert command[1:] == ["-m", "pip", "install", "-q", spec]
+    assert capsys.readouterr().out == ""
+
+
+def test_first_cell_says_what_to_do_where_the_package_is_missing(monkeypatch):
+    with pytest.raises(ModuleNotFoundError, match="set MHA_SPEC to what pip should install"):
+        run_first_cell(monkeypatch, None)
