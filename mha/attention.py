@@ -155,8 +155,6 @@ def _mask(query: Tensor, key: Tensor, rules: tuple) -> Tensor | None:
         causal = masks.causal(length, size, q_offset=q_offset, device=query.device)  # (T, S)
     if key_mask is not None:
         key_mask = key_mask[..., None, None, :]  # (..., 1, 1, S)
-    if attn_mask is not None and attn_mask.ndim < 2:
-        attn_mask = attn_mask.expand(1, key.shape[-2])  # (1, S)
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.to(torch.promote_types(attn_mask.dtype, query.dtype))
     return masks.combine(attn_mask, key_mask, causal)
