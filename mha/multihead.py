@@ -103,7 +103,8 @@ class MultiHeadAttention(nn.Module):
                 mask (B, T, S) needs a head axis, ``attn_mask[:, None]``: where B equals H it
                 would be read as (H, T, S).
             key_mask: bool (B, S), True = a real key. What stands at an excluded key, NaN too,
-                reaches neither output nor gradient by way of keys and values.
+                reaches neither output nor gradient. In self-attention it is a query as well, and
+                answers like any other; where it is not finite it counts as 0.
             is_causal: query i sees key j only if j <= i; the module's own setting by default.
             return_weights: also return the weights, before dropout.
         Returns: output (B, T, E), and weights (B, H, T, S) if asked for. A query that may see
@@ -116,6 +117,8 @@ class MultiHeadAttention(nn.Module):
         if key_mask is not None:  # before the maps, whose weight gradients see the inputs too
             _checks.check_key_mask(key_mask, query, tuple(key.shape[:2]))
             padding = ~key_mask[..., None]  # (B, S, 1)
+            if key is query:  # self-attention: NaN at a padded key is NaN at its query too
+                query = query.masked_fill(padding & ~query.isfinite(), 0.0)
             key, value = key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
         joined = scaled_dot_product_attention(
             split_heads(self.q_proj(query), self.num_heads),  # (B, T, H*D) -> (B, H, T, D)

@@ -32,6 +32,8 @@ class Plain(mha.MultiHeadAttention):
         value = key if value is None else value
         is_causal = self.is_causal if is_causal is None else is_causal
         if key_mask is not None:
+            if key is query:
+                query = self.clean_query(query, key_mask)
             key, value = self.clean(key, key_mask), self.clean(value, key_mask)
         q, k, v = self.project(query, key, value)
         scores = self.score(q, k)
@@ -44,6 +46,9 @@ class Plain(mha.MultiHeadAttention):
 
     def clean(self, x, key_mask):
         return x.masked_fill(~key_mask[..., None], 0.0)
+
+    def clean_query(self, x, key_mask):
+        return x.masked_fill(~key_mask[..., None] & ~x.isfinite(), 0.0)
 
     def project(self, query, key, value):
         return (
@@ -364,6 +369,16 @@ class AveragedWeights(Plain):
 class PoisonLetIn(Plain):
     def clean(self, x, key_mask):
         return x
+
+
+class PoisonedQueryLetIn(Plain):
+    def clean_query(self, x, key_mask):
+        return x
+
+
+class PaddedQueryErased(Plain):
+    def clean_query(self, x, key_mask):
+        return x.masked_fill(~key_mask[..., None], 0.0)
 
 
 class TwoSoftmaxes(Plain):

@@ -186,6 +186,24 @@ def poison_at_padding_goes_nowhere(make):
 
 
 @holds
+def poison_at_padding_goes_nowhere_in_self_attention(make):
+    """The same where the padded key is a query too; a finite padded query answers as ever."""
+    module = built(make, E, H)
+    x = randn(B, S, E, seed=2)
+    key_mask = torch.tensor([[True] * S, [True, True, False, True, False]])
+    expected = module(x, key_mask=key_mask)
+    close(expected, module(x, x.clone(), key_mask=key_mask), 1e-11)
+    poisoned = x.clone()
+    poisoned[~key_mask] = float("nan")
+    poisoned.requires_grad_(True)
+    output, weights = module(poisoned, key_mask=key_mask, return_weights=True)
+    close(output[key_mask], expected[key_mask], 1e-11)
+    assert weights.isfinite().all()
+    output.sum().backward()
+    assert all(p.grad.isfinite().all() for p in (poisoned, *module.parameters()))
+
+
+@holds
 def rows_of_weights_sum_to_one(make):
     """Per query, in eval and in training, whatever the mask; weights lie in [0, 1]."""
     module = built(make, E, H, dropout=0.5)

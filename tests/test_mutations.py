@@ -56,6 +56,8 @@ CAUGHT_BY = {
     "WeightsKeptOnModule": ["nothing_is_kept_on_the_module"],
     "AveragedWeights": ["equals_the_oracle"],
     "PoisonLetIn": ["poison_at_padding_goes_nowhere"],
+    "PoisonedQueryLetIn": ["poison_at_padding_goes_nowhere_in_self_attention"],
+    "PaddedQueryErased": ["poison_at_padding_goes_nowhere_in_self_attention"],
     "TwoSoftmaxes": ["equals_the_oracle"],
     "CosineScores": ["equals_the_oracle", "gradients_equal_the_oracle"],
 }
