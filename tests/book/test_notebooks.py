@@ -43,6 +43,16 @@ def test_first_code_cell_is_the_same_everywhere(path):
 
 
 @each_notebook
+def test_no_formula_lost_its_backslash(path):
+    eaten = re.search(r"[\x00-\x09\x0b-\x1f]", markdown(path))  # "\b" of \bar, "\t" of \tfrac
+    assert not eaten, markdown(path)[max(0, eaten.start() - 60) : eaten.end() + 60]
+    opened, closed = (
+        len(re.findall(rf"\\{side}(?![a-z])", markdown(path))) for side in ("left", "right")
+    )
+    assert opened == closed  # the "\r" of \right turns into a new line
+
+
+@each_notebook
 def test_freshly_executed_in_order(path):
     counts = [cell.execution_count for cell in code_cells(path)]
     assert counts == list(range(1, len(counts) + 1)), "run: make notebook NB=chapters/" + path.name
