@@ -1,0 +1,40 @@
+"""Recorded measurements: what the scripts in `benchmarks/` wrote, with machine, date and seeds.
+
+In the checkout this package is the folder benchmarks/results; the wheel carries it as
+`mha.results`, so that a notebook finds the figures wherever it runs.
+"""
+
+import json
+from importlib.resources import files
+
+__all__ = ["load", "names", "provenance"]
+
+
+def names() -> list[str]:
+    """The names of all recorded measurements, sorted."""
+    return sorted(f.name[:-5] for f in files(__name__).iterdir() if f.name.endswith(".json"))
+
+
+def load(name: str) -> dict:
+    """One recorded measurement.
+
+    Its keys: "about" (a sentence), "command" (what wrote it), "date" (ISO), "machine" (in words),
+    "threads" (int), "versions" (package to version), "seeds" (list of int), and "rows" (list of
+    dict; the script's own doc says what each figure is and in which unit).
+
+    Raises ValueError for an unknown name, listing those there are.
+    """
+    if name not in names():
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(names())}")
+    return json.loads((files(__name__) / f"{name}.json").read_text(encoding="utf8"))
+
+
+def provenance(result: dict) -> str:
+    """Where the figures come from, in one line to print beside them."""
+    versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+    seeds = ", ".join(map(str, result["seeds"]))
+    threads = f"{result['threads']} thread" + "s" * (result["threads"] != 1)
+    return (
+        f"Recorded {result['date']} by `{result['command']}` on {result['machine']}, "
+        f"{threads}, {versions}; seeds {seeds}."
+    )
