@@ -3,6 +3,7 @@
 from mha.data.batching import Batches, pad
 from mha.data.date_pairs import FORMATS, LOCALES, DatePair, date_vocabularies, dates
 from mha.data.digit_images import Digits, augment, digits, image_batches
+from mha.data.lookback import lookback_batches
 from mha.data.translation import TranslationBatch, translation_batch, translation_batches
 from mha.data.vocabulary import SPECIALS, Vocabulary
 
@@ -20,6 +21,7 @@ __all__ = [
     "dates",
     "digits",
     "image_batches",
+    "lookback_batches",
     "pad",
     "translation_batch",
     "translation_batches",
