@@ -2,7 +2,7 @@
 
 ``make(embed_dim, num_heads, **options)`` builds a float64 module with the interface of
 ``mha.MultiHeadAttention``. test_multihead.py runs these on the package's module,
-test_mutations.py on faulty ones, which must each fail.
+test_mutations.py on faulty ones, each of which must fail at least one.
 """
 
 import copy
@@ -48,6 +48,13 @@ def operands(length, size, requires_grad=False):
 
 
 @holds
+def has_the_right_shape(make):
+    """Output (B, T, E) and weights (B, H, T, S): the test that most people stop at."""
+    output, weights = built(make, E, H)(*inputs(), return_weights=True)
+    assert output.shape == (B, T, E) and weights.shape == (B, H, T, S)
+
+
+@holds
 def equals_the_oracle(make):
     """Output and weights, for every mask, on unequal sizes and on a square."""
     module = built(make, E, H)
@@ -60,8 +67,8 @@ def equals_the_oracle(make):
             expected, expected_weights = reference.multi_head_attention(
                 *arrays, parameters, H, return_weights=True, **to_numpy(masks)
             )
-            assert torch.allclose(output, torch.from_numpy(expected), atol=1e-11), name
-            assert torch.allclose(weights, torch.from_numpy(expected_weights), atol=1e-11), name
+            close(output, torch.from_numpy(expected), 1e-11, name)
+            close(weights, torch.from_numpy(expected_weights), 1e-11, name)
 
 
 @holds
@@ -86,7 +93,19 @@ def gradients_equal_the_oracle(make):
             got += [linear.weight.grad.T for linear in linears]
             got += [linear.bias.grad for linear in linears]
             for mine, theirs in zip(got, [*expected, *expected_parameters], strict=True):
-                assert torch.allclose(mine, torch.from_numpy(theirs), atol=1e-10), name
+                close(mine, torch.from_numpy(theirs), 1e-10, name)
+
+
+@holds
+def the_scale_multiplies_the_scores(make):
+    """Halve it and double the queries, and nothing changes; halve it alone, and all does."""
+    x, y = inputs()
+    whole, half = (built(make, E, H, scale=scale) for scale in (0.6, 0.3))
+    assert (whole(x, y) - half(x, y)).abs().max() > 1e-3
+    with torch.no_grad():
+        half.q_proj.weight *= 2.0
+        half.q_proj.bias *= 2.0
+    close(half(x, y), whole(x, y), 1e-11)
 
 
 @holds
@@ -123,6 +142,18 @@ def keys_have_no_order_and_queries_keep_theirs(make):
     keys, queries = torch.tensor([3, 0, 4, 1, 2]), torch.tensor([2, 0, 1])
     close(module(x, y[:, keys]), expected, 1e-11)
     close(module(x[:, queries], y), expected[:, queries], 1e-11)
+
+
+@holds
+def each_key_reaches_each_query(make):
+    """Without a mask, change one key of the memory, and the outputs of all queries move."""
+    module = built(make, E, H)
+    x, y = inputs()
+    expected = module(x, y)
+    for j in range(S):
+        changed = y.clone()
+        changed[:, j] += 1.0
+        assert ((module(x, changed) - expected).abs().amax(-1) > 1e-9).all(), j
 
 
 @holds
@@ -235,6 +266,18 @@ def dropout_acts_in_training_only_and_is_unbiased(make):
 
 
 @holds
+def no_mode_changes_the_result(make):
+    """Train or eval without dropout, with gradients or without: the same numbers."""
+    module = built(make, E, H)
+    x, y = inputs()
+    for name, masks in mask_cases().items():
+        expected = module.eval()(x, y, **masks)
+        close(module.train()(x, y, **masks), expected, 1e-11, name)
+        with torch.no_grad():
+            close(module.eval()(x, y, **masks), expected, 1e-11, name)
+
+
+@holds
 def weights_asked_for_change_no_output(make):
     """For every mask, in eval and, from one seed, in training."""
     module = built(make, E, H, dropout=0.3)
@@ -281,6 +324,17 @@ def half_precision_stays_close_and_keeps_its_dtype(make):
         output, weights = module.to(dtype)(x.to(dtype), y.to(dtype), **masks, return_weights=True)
         assert output.dtype == weights.dtype == dtype
         close(output, expected, tolerance)
+
+
+@holds
+def everything_stays_on_its_device(make):
+    """No step falls back to the CPU, whatever the mask; the meta device stands for a GPU."""
+    module = make(E, H, device="meta", dtype=torch.float64)
+    x, y = (operand.to("meta") for operand in inputs())
+    for name, masks in mask_cases().items():
+        masks = {k: m.to("meta") if isinstance(m, torch.Tensor) else m for k, m in masks.items()}
+        output, weights = module(x, y, **masks, return_weights=True)
+        assert output.device.type == weights.device.type == "meta", name
 
 
 @holds

@@ -85,6 +85,8 @@ def oracle(query, key, value, **options):
     return torch.from_numpy(np.ascontiguousarray(result))
 
 
-def close(actual, expected, atol=1e-12):
-    """Equal within ``atol``, shapes included; the dtype may differ."""
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=atol)
+def close(actual, expected, atol=1e-12, name=""):
+    """Equal within ``atol``, shapes included; the dtype may differ. ``name`` says which case."""
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=0, atol=atol, msg=lambda text: f"{name} {text}"
+    )

@@ -1,91 +1,111 @@
-"""The tests are known to bite: each faulty module fails the properties that name its mistake."""
+"""The tests are known to bite: each faulty function or module fails the property that names it."""
+
+import importlib.util
+import json
+import sys
+from functools import partial
+from pathlib import Path
 
 import faulty
+import function_properties
 import properties
 import pytest
 
-# mistake -> the properties that must each catch it
-CAUGHT_BY = {
-    "ScaleModelDim": ["equals_the_oracle", "gradients_equal_the_oracle"],
-    "ScaleMissing": ["equals_the_oracle", "gradients_equal_the_oracle"],
-    "ScaleMultiplied": ["equals_the_oracle", "gradients_equal_the_oracle"],
-    "ScaleLinear": ["equals_the_oracle", "gradients_equal_the_oracle"],
-    "SplitNoTranspose": ["equals_the_oracle", "the_past_ignores_the_future"],
-    "MergeNoTranspose": ["equals_the_oracle", "the_past_ignores_the_future"],
-    "SplitAndMergeWrong": ["equals_the_oracle", "keys_have_no_order_and_queries_keep_theirs"],
-    "SplitDimMajor": ["equals_the_oracle", "a_head_can_be_cut_out"],
-    "MergeDimMajor": ["equals_the_oracle", "a_head_can_be_cut_out"],
-    "BatchMixed": ["equals_the_oracle", "examples_are_independent"],
-    "HeadsAveraged": ["equals_the_oracle", "a_head_can_be_cut_out"],
-    "HeadsIgnored": ["equals_the_oracle", "the_number_of_heads_matters"],
-    "SoftmaxOverQueries": ["rows_of_weights_sum_to_one", "the_past_ignores_the_future"],
-    "SoftmaxOverHeads": ["rows_of_weights_sum_to_one", "a_head_can_be_cut_out"],
-    "ScoresTransposed": ["equals_the_oracle", "gradients_equal_the_oracle"],
-    "MaskInverted": ["the_past_ignores_the_future", "padding_changes_nothing"],
-    "MaskIgnored": ["the_past_ignores_the_future", "padding_changes_nothing"],
-    "AttnMaskIgnoredWhenCausal": ["equals_the_oracle", "gradients_equal_the_oracle"],
-    "KeyMaskIgnoredWhenCausal": ["equals_the_oracle", "gradients_equal_the_oracle"],
-    "MaskAfterSoftmax": ["rows_of_weights_sum_to_one", "the_past_ignores_the_future"],
-    "MaskMultiplied": ["the_past_ignores_the_future", "padding_changes_nothing"],
-    "MaskAddedBool": ["the_past_ignores_the_future", "padding_changes_nothing"],
-    "MaskFillSmall": ["the_past_ignores_the_future", "padding_changes_nothing"],
-    "MaskFillFinite": ["a_query_without_keys_gives_the_output_bias"],
-    "MaskNan": ["equals_the_oracle", "padding_changes_nothing"],
-    "MaskHalfOverflow": ["half_precision_stays_close_and_keeps_its_dtype"],
-    "PadQueryAxis": ["padding_changes_nothing", "equals_the_oracle"],
-    "DeadRowNan": ["a_query_without_keys_gives_the_output_bias", "equals_the_oracle"],
-    "DeadRowUniform": ["a_query_without_keys_gives_the_output_bias", "equals_the_oracle"],
-    "DeadRowCleanedLate": ["gradients_equal_the_oracle"],
-    "CausalUpper": ["the_past_ignores_the_future", "equals_the_oracle"],
-    "CausalStrict": ["the_past_ignores_the_future", "equals_the_oracle"],
-    "CausalLeakOne": ["the_past_ignores_the_future", "equals_the_oracle"],
-    "CausalBottomRight": ["equals_the_oracle"],
-    "KeyValueSwapped": ["equals_the_oracle"],
-    "QueryKeyShared": ["equals_the_oracle", "every_parameter_learns"],
-    "KeyValueShared": ["equals_the_oracle", "every_parameter_learns"],
-    "HeadWeightsShared": ["equals_the_oracle", "a_head_can_be_cut_out"],
-    "OutProjMissing": ["equals_the_oracle", "every_parameter_learns"],
-    "OutProjTwice": ["equals_the_oracle", "a_query_without_keys_gives_the_output_bias"],
-    "BiasMissing": ["equals_the_oracle", "empty_axes_work"],
-    "DropoutInEval": ["dropout_acts_in_training_only_and_is_unbiased"],
-    "DropoutOnScores": ["dropout_acts_in_training_only_and_is_unbiased"],
-    "DropoutUnscaled": ["dropout_acts_in_training_only_and_is_unbiased"],
-    "WeightsAfterDropout": ["rows_of_weights_sum_to_one"],
-    "NotDifferentiable": ["gradients_equal_the_oracle", "every_parameter_learns"],
-    "DtypeLeak": ["half_precision_stays_close_and_keeps_its_dtype"],
-    "WeightsKeptOnModule": ["nothing_is_kept_on_the_module"],
-    "AveragedWeights": ["equals_the_oracle"],
-    "PoisonLetIn": ["poison_at_padding_goes_nowhere"],
-    "PoisonedQueryLetIn": ["poison_at_padding_goes_nowhere_in_self_attention"],
-    "PaddedQueryErased": ["poison_at_padding_goes_nowhere_in_self_attention"],
-    "TwoSoftmaxes": ["equals_the_oracle"],
-    "CosineScores": ["equals_the_oracle", "gradients_equal_the_oracle"],
+import mha
+
+ROOT = Path(__file__).resolve().parent.parent
+FUNCTION_CHECKS, MODULE_CHECKS = function_properties.ALL, properties.ALL
+RIGHT = {
+    "step by step": faulty.Function(),
+    "reference": partial(mha.scaled_dot_product_attention, backend="reference"),
+    "sdpa": partial(mha.scaled_dot_product_attention, backend="sdpa"),
 }
-
-# no wrong number, but an error of torch's: -1e9 does not fit into float16
-CRASHES = {"MaskHalfOverflow"}
+OWN = {slug: module for slug, module in faulty.MODULES.items() if module.caught_by}
 
 
-def test_the_list_is_complete():
-    variants = {
-        name
-        for name, cls in vars(faulty).items()
-        if isinstance(cls, type) and issubclass(cls, faulty.Plain) and cls is not faulty.Plain
-    }
-    assert variants == set(CAUGHT_BY)
-    assert len(variants) >= 20
-    assert {name for names in CAUGHT_BY.values() for name in names} <= set(properties.ALL)
+@pytest.fixture(scope="module")
+def script():
+    """benchmarks/mistakes.py, which records what this file tests."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("mistakes", ROOT / "benchmarks/mistakes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path.remove(str(ROOT / "benchmarks"))
 
 
-@pytest.mark.parametrize("name", properties.ALL)
-def test_the_right_one_passes(name):
-    properties.ALL[name](faulty.Plain)
+def recorded(kind, what):
+    """The rows of one kind in benchmarks/results/mistakes.json, by name."""
+    rows = json.loads((ROOT / "benchmarks/results/mistakes.json").read_text("utf8"))["rows"]
+    return {row[what]: row for row in rows if row["kind"] == kind and what in row}
+
+
+@pytest.mark.parametrize("name", FUNCTION_CHECKS)
+@pytest.mark.parametrize("subject", RIGHT.values(), ids=RIGHT)
+def test_the_right_function_passes(subject, name):
+    FUNCTION_CHECKS[name](subject)
+
+
+@pytest.mark.parametrize("name", MODULE_CHECKS)
+def test_the_right_module_passes(name):
+    MODULE_CHECKS[name](faulty.Module)
+
+
+def test_there_are_many_mistakes_and_each_is_described():
+    assert len(faulty.FUNCTIONS) >= 30 and len(OWN) >= 20
+    for variant in [*faulty.FUNCTIONS.values(), *faulty.MODULES.values()]:
+        assert len(variant.__doc__.splitlines()) == 1 and variant.__doc__.endswith(".")
+    abouts = [variant.__doc__ for variant in faulty.FUNCTIONS.values()]
+    abouts += [variant.__doc__ for variant in OWN.values()]
+    assert len(set(abouts)) == len(abouts)
 
 
 @pytest.mark.parametrize(
-    ("mistake", "name"), [(m, name) for m, names in CAUGHT_BY.items() for name in names]
+    ("slug", "name"), [(s, name) for s, f in faulty.FUNCTIONS.items() for name in f.caught_by]
 )
-def test_each_mistake_is_caught(mistake, name):
-    symptom = RuntimeError if mistake in CRASHES else AssertionError
-    with pytest.raises(symptom):
-        properties.ALL[name](getattr(faulty, mistake))
+def test_each_mistake_of_the_function_is_caught_by_name(slug, name):
+    assert faulty.verdict(FUNCTION_CHECKS[name], faulty.FUNCTIONS[slug]()) != "passes"
+
+
+@pytest.mark.parametrize(("slug", "name"), [(s, n) for s, m in OWN.items() for n in m.caught_by])
+def test_each_mistake_of_the_module_is_caught_by_name(slug, name):
+    assert faulty.verdict(MODULE_CHECKS[name], faulty.MODULES[slug]) != "passes"
+
+
+@pytest.mark.parametrize("slug", [s for s in faulty.FUNCTIONS if s not in faulty.HIDDEN])
+def test_a_module_with_a_faulty_function_is_caught(slug):
+    verdicts = (faulty.verdict(holds, faulty.MODULES[slug]) for holds in MODULE_CHECKS.values())
+    assert any(verdict != "passes" for verdict in verdicts)
+
+
+@pytest.mark.parametrize("slug", faulty.HIDDEN)
+def test_what_no_caller_of_the_module_can_see_is_not_seen(slug):
+    hiding = type("Hiding", (faulty.Module,), {"attend": faulty.FUNCTIONS[slug]()})
+    assert {faulty.verdict(holds, hiding) for holds in MODULE_CHECKS.values()} == {"passes"}
+
+
+@pytest.mark.parametrize("kind", ["function", "module"])
+def test_each_property_catches_something(kind):
+    mistakes = recorded(kind, "mistake").values()
+    for name in set(recorded(kind, "property")) - {"has_the_right_shape"}:
+        assert any(name in row["fails"] + row["raises"] for row in mistakes), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["function", "module"])
+def test_recorded_table_is_current(script, kind):
+    checks, variants = script.KINDS[kind]
+    assert list(recorded(kind, "property").values()) == script.properties_of(kind)
+    found = recorded(kind, "mistake")
+    assert list(found) == list(variants), "run: python benchmarks/mistakes.py"
+    for slug in variants:
+        row = {key: x for key, x in found[slug].items() if key not in ("taught", "alone")}
+        assert row == script.verdicts(kind, slug), "run: python benchmarks/mistakes.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slug", ["none", "scale-model-dim", "split-no-transpose"])
+def test_recorded_training_is_what_training_gives(script, slug):
+    row, now = recorded("module", "mistake")[slug], script.learned(script.KINDS["module"][1][slug])
+    for share in ("taught", "alone"):
+        assert abs(row[share] - now[share]) < 0.15
