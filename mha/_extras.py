@@ -1,6 +1,8 @@
-"""Optional dependencies: import them where they are used, and say which extra brings a missing one."""
+"""What may be there or not: optional dependencies, and someone who watches a notebook run."""
 
 import importlib
+import os
+import sys
 from types import ModuleType
 
 
@@ -17,3 +19,17 @@ def require(module: str, extra: str) -> ModuleType:
         raise ImportError(
             f'this part of mha needs {module.split(".")[0]}: pip install "mha[{extra}]"'
         ) from error
+
+
+def watched() -> bool:
+    """Whether someone may be watching: progress bars and controls are for them only.
+
+    Nobody is where the environment says TQDM_DISABLE=1, and in a notebook that runs by itself (for
+    the book, nbval or nbconvert): its requests forbid ``input()``, those of a front-end allow it.
+    """
+    if os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
+        return False
+    ipython = sys.modules.get("IPython")
+    kernel = getattr(ipython and ipython.get_ipython(), "kernel", None)
+    request = getattr(kernel, "get_parent", dict)()
+    return request.get("content", {}).get("allow_stdin", True)

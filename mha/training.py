@@ -1,7 +1,6 @@
 """One training loop for every model here, and the scores the book reports."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mha._extras import require
+from mha._extras import require, watched
 from mha.data import TranslationBatch
 
 
@@ -87,7 +86,7 @@ def fit(
         every: steps between two rows of the history; the last step has a row too.
         patience: stop after so many rows in turn without a better score; None never stops.
         seed: of torch's random numbers (dropout), set at the start.
-        progress: show a bar (needs tqdm), unless the environment says TQDM_DISABLE=1.
+        progress: show a bar (needs tqdm), unless nobody watches (as with TQDM_DISABLE=1).
     Returns: `History`.
     Errors: ValueError for options out of range, patience without evaluate, and batches that run
         out; FloatingPointError for a loss that is not finite; ImportError without tqdm.
@@ -142,7 +141,7 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def _counter(steps: int, progress: bool) -> Iterable[int]:
-    if not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0"):
+    if not progress or not watched():
         return range(1, steps + 1)
     return require("tqdm", "data").tqdm(range(1, steps + 1), desc="training", unit="step")
 

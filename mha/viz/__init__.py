@@ -1,5 +1,6 @@
 """Figures of attention that follow the page: light or dark, wide or narrow."""
 
+from mha.viz.controls import live
 from mha.viz.images import image_attention
 from mha.viz.masks import mask
 from mha.viz.plots import curves, show, subplots
@@ -17,6 +18,7 @@ __all__ = [
     "head_grid",
     "heatmap",
     "image_attention",
+    "live",
     "mask",
     "shape_strip",
     "show",
