@@ -1,7 +1,10 @@
 # make book       build the book into _build/html        make test        everything that CI checks
 # make serve      show it on http://localhost:8000       make test-fast   leaves out what takes minutes
 # make notebooks  run chapters in place (NB=chapters/03-algorithm.ipynb for one)
+# make test-wheel run chapters away from here, against the built wheel (NB= as above;
+#                 CONSTRAINTS=.ci/colab-2026.txt for other versions than the pinned ones)
 # make format     let ruff arrange the code              make clean       remove what was built
+# make repository URL=https://github.com/OWNER/NAME      write the book's address everywhere
 #
 # PYTHON=python3.12 names the interpreter from which .venv is first made, JOBS=4 the test processes.
 
@@ -9,18 +12,21 @@ PYTHON ?= python3
 JOBS ?= 2
 PORT ?= 8000
 NB ?= chapters/*.ipynb
+# what `make test` runs away from here: with recorded measurements, with figures, with data
+AWAY := 01-background 04-2-scores 05-1-data
 BIN := .venv/bin
 READY := .venv/.ready
 QUIET := TQDM_DISABLE=1
 NBVAL := $(QUIET) $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-sanitize-with tests/nbval_sanitize.cfg -n $(JOBS) --dist loadfile
+WHEEL := $(QUIET) $(BIN)/python .ci/wheel.py --jobs $(JOBS)
 
 # Notebooks run on the kernel of .venv, whatever other kernels the machine has. QUIET keeps
 # progress bars out of their outputs.
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH MPLBACKEND PYTHONPATH
 
-.PHONY: book serve test test-fast lint notebook notebooks format clean
+.PHONY: book serve test test-fast test-wheel lint notebook notebooks format repository clean
 
 book: $(READY)
 	@$(QUIET) $(BIN)/python .ci/book.py
@@ -32,6 +38,7 @@ serve: book
 test: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book"
 	$(NBVAL) chapters
+	$(WHEEL) $(AWAY:%=chapters/%.ipynb)
 	$(QUIET) $(BIN)/python .ci/book.py
 	$(BIN)/pytest tests/book -m book
 
@@ -39,16 +46,24 @@ test-fast: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book and not slow"
 	$(NBVAL) $(filter-out chapters/06-%,$(wildcard chapters/*.ipynb))
 
+test-wheel: $(READY)
+	$(WHEEL) $(if $(CONSTRAINTS),--constraints $(CONSTRAINTS)) $(NB)
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
 notebook notebooks: $(READY)
 	$(QUIET) $(BIN)/python .ci/notebooks.py $(NB)
+	$(BIN)/python .ci/appendix.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+repository: $(READY)
+	$(if $(filter command,$(origin URL)),,$(error Say which: make repository URL=https://github.com/OWNER/NAME))
+	@$(BIN)/python .ci/repository.py '$(URL)'
 
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("This book needs Python 3.11 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

@@ -18,11 +18,16 @@ from nbclient.exceptions import CellExecutionError
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
+def cell_id(cell: nbformat.NotebookNode) -> str:
+    """The name of a cell: a hash of its source."""
+    return hashlib.sha256(f"{cell.cell_type} {cell.source}".encode()).hexdigest()[:8]
+
+
 def stable_ids(notebook: nbformat.NotebookNode) -> None:
     """Name each cell after its source, so that inserting a cell renames no other."""
     seen: dict[str, int] = {}
     for cell in notebook.cells:
-        name = hashlib.sha256(f"{cell.cell_type} {cell.source}".encode()).hexdigest()[:8]
+        name = cell_id(cell)
         seen[name] = seen.get(name, 0) + 1
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
 

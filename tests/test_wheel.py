@@ -1,67 +1,27 @@
 """The wheel, in an environment that holds only what the package declares as its dependencies."""
 
-import importlib.metadata
-import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from book.bookfiles import ROOT, script
 
-ROOT = Path(__file__).resolve().parent.parent
-IN_THE_WHEEL = ["mha", "pyproject.toml", "README.md", "LICENSE"]
-EXTRAS = ["matplotlib", "babel", "sklearn", "tqdm"]
+EXTRAS = ["matplotlib", "ipywidgets", "babel", "sklearn", "tqdm", "keras", "onnx"]
+FROM = {"mha": ROOT / "mha", "mha/results": ROOT / "benchmarks/results"}
 
 pytestmark = pytest.mark.slow
 
 
-def closure(names: list[str]) -> set[str]:
-    """The installed distributions that `names` need to run, themselves included."""
-    found: set[str] = set()
-    queue = list(names)
-    while queue:
-        name = canonicalize_name(queue.pop())
-        if name not in found:
-            found.add(name)
-            for text in importlib.metadata.requires(name) or []:
-                requirement = Requirement(text)
-                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                    queue.append(requirement.name)
-    return found
-
-
-def link_distribution(name: str, target: Path) -> None:
-    """Make an installed distribution importable from the folder `target`."""
-    distribution = importlib.metadata.distribution(name)
-    tops = {Path(file).parts[0] for file in distribution.files if ".." not in Path(file).parts}
-    for top in tops - {"__pycache__"}:
-        source = Path(distribution.locate_file(top))
-        if source.exists() and not (target / top).exists():
-            (target / top).symlink_to(source)
-
-
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel that `pip wheel --no-deps .` makes of a copy of the sources."""
-    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in IN_THE_WHEEL:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, source / name)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(made)]
-    subprocess.run([*pip, "."], cwd=source, check=True)
-    return next(made.glob("mha-*.whl"))
-
-
-@pytest.fixture(scope="module")
-def site(wheel, tmp_path_factory):
+def site(tmp_path_factory):
     """A folder with the wheel, torch, numpy, jaxtyping and what those need, and nothing else."""
-    target = tmp_path_factory.mktemp("site")
+    tool, target = script("wheel"), tmp_path_factory.mktemp("site")
+    wheel = tool.build(tmp_path_factory.mktemp("wheel"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
     subprocess.run([*pip, "--target", str(target), str(wheel)], check=True)
-    for name in closure(["torch", "numpy", "jaxtyping"]):
-        link_distribution(name, target)
+    tool.lend(["torch", "numpy", "jaxtyping"], target)
     return target
 
 
@@ -74,13 +34,26 @@ def run(site: Path, code: str) -> str:
     return done.stdout
 
 
+def files(folder: Path) -> set[Path]:
+    """The files below a folder, relative to it, but for those that tools leave behind."""
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return {f for f in found if not any(part.startswith((".", "__pyc")) for part in f.parts)}
+
+
 def test_wheel_holds_every_module_and_data_file(site):
-    files = [path.relative_to(ROOT) for path in (ROOT / "mha").rglob("*") if path.is_file()]
-    left_by_tools = (".", "__pycache__")
-    committed = {f for f in files if not any(part.startswith(left_by_tools) for part in f.parts)}
-    installed = {path.relative_to(site) for path in (site / "mha").rglob("*") if path.is_file()}
-    assert Path("mha/py.typed") in installed
-    assert installed == committed
+    committed = {Path(name) / path for name, folder in FROM.items() for path in files(folder)}
+    assert {Path("mha/py.typed"), Path("mha/results/__init__.py")} <= committed
+    assert {Path("mha") / path for path in files(site / "mha")} == committed
+
+
+def test_wheel_states_the_extras_and_the_address(site):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
+    [metadata] = site.glob("mha-*.dist-info/METADATA")
+    stated = metadata.read_text(encoding="utf8")
+    for extra in project["optional-dependencies"]:
+        assert f"Provides-Extra: {extra}\n" in stated
+    for label, url in project.get("urls", {}).items():
+        assert f"Project-URL: {label}, {url}\n" in stated
 
 
 def test_import_pulls_in_the_core_only(site):
@@ -96,7 +69,7 @@ for module in pkgutil.walk_packages(mha.__path__, "mha."):
     print(importlib.import_module(module.name).__name__)
 """
     names = run(site, f"EXTRAS = {EXTRAS}\n{code}").split()
-    assert {"mha.attention", "mha.data", "mha.models", "mha.training", "mha.viz"} <= set(names)
+    assert {"mha.attention", "mha.data", "mha.results", "mha.training", "mha.viz"} <= set(names)
 
 
 def test_module_works_with_the_core_only(site):

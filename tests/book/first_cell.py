@@ -6,7 +6,9 @@ import sys
 if importlib.util.find_spec("mha") is None:  # for example in Colab
     spec = os.environ.get("MHA_SPEC")
     if spec is None:
-        raise ModuleNotFoundError("mha is missing: set MHA_SPEC to what pip should install")
+        raise ModuleNotFoundError(
+            "mha is missing: install its wheel with [chapters], or name it in MHA_SPEC"
+        )
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", spec], check=True)
 
 import torch

@@ -7,7 +7,11 @@ from bookfiles import ROOT, code_cells, described, markdown, notebooks, pages, r
 from bs4 import BeautifulSoup
 from pybtex.database import parse_file
 
+CHAPTERS = [path for path in notebooks() if path.stem[0].isdigit()]
+APPENDICES = [path for path in notebooks() if path not in CHAPTERS]
 each_notebook = pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+each_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+each_appendix = pytest.mark.parametrize("path", APPENDICES, ids=lambda path: path.stem)
 
 FIRST_CELL = (ROOT / "tests/book/first_cell.py").read_text(encoding="utf8").rstrip("\n")
 ALLOWED_DIRECTIVES: set[str] = set()  # Colab shows MyST directives and roles as raw text
@@ -114,7 +118,7 @@ def test_prose_reads_well_in_colab_too(path):
     assert set(directives) | set(roles) <= ALLOWED_DIRECTIVES
 
 
-@each_notebook
+@each_chapter
 def test_opens_with_number_and_chinese_title(path):
     title, section = read(path).cells[0].source.splitlines()[:3:2]
     number = ".".join(part.lstrip("0") for part in path.stem.split("-")[:2] if part.isdigit())
@@ -124,10 +128,20 @@ def test_opens_with_number_and_chinese_title(path):
     )
 
 
+@each_appendix
+def test_appendix_opens_with_chinese_title(path):
+    title, subtitle = read(path).cells[0].source.splitlines()[:3:2]
+    assert re.fullmatch(r"# [A-Z].*", title)
+    assert re.fullmatch(r"\*Appendix · .*[\u4e00-\u9fff].*\*", subtitle)
+
+
 @each_notebook
 def test_has_the_fixed_endings(path):
     headings = re.findall(r"^## (.+)$", markdown(path), flags=re.MULTILINE)
-    assert headings[-3:] == ["Summary", "Exercises", "References"]
+    endings = (
+        ["Summary", "Exercises", "References"] if path in CHAPTERS else ["Summary", "References"]
+    )
+    assert headings[-len(endings) :] == endings
 
 
 @each_notebook
@@ -164,28 +178,3 @@ def test_relative_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", markdown(path)):
         if not re.match(r"[a-z]+:|#", target):
             assert (path.parent / target.split("#")[0]).exists(), target
-
-
-def run_first_cell(monkeypatch, spec: str | None) -> list[list[str]]:
-    """The commands that the first cell starts where the package is missing."""
-    commands = []
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("subprocess.run", lambda command, check: commands.append(command))
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delenv("MHA_SPEC", raising=False)
-    if spec:
-        monkeypatch.setenv("MHA_SPEC", spec)
-    exec(FIRST_CELL, {})
-    return commands
-
-
-def test_first_cell_installs_what_mha_spec_names(monkeypatch, capsys):
-    spec = "./mha-0.1.0-py3-none-any.whl[viz,data]"
-    [command] = run_first_cell(monkeypatch, spec)
-    assert command[1:] == ["-m", "pip", "install", "-q", spec]
-    assert capsys.readouterr().out == ""
-
-
-def test_first_cell_says_what_to_do_where_the_package_is_missing(monkeypatch):
-    with pytest.raises(ModuleNotFoundError, match="set MHA_SPEC to what pip should install"):
-        run_first_cell(monkeypatch, None)
