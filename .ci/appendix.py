@@ -10,6 +10,7 @@
 import html
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -102,10 +103,9 @@ def figures_page() -> str:
     for path in chapters():
         if listed := figures(path):
             text += f"\n## {title(path)}\n\n"
-            text += "".join(
-                f"- [{section}]({path.name}#{anchor}): {short(description)}\n"
-                for section, anchor, description in listed
-            )
+            for (section, anchor), shown in groupby(listed, key=lambda figure: figure[:2]):
+                text += f"- [{section}]({path.name}#{anchor})\n"
+                text += "".join(f"  - {short(description)}\n" for *_, description in shown)
     return text
 
 

@@ -3,7 +3,8 @@
     python .ci/repository.py https://github.com/OWNER/NAME      "" takes the address away again
 
 pyproject.toml states the address, as the URL "Repository" of the project. Every other place is a
-passage that reads one way without an address and another way with it. All of them change together
+passage that reads one way without an address and another way with it, and holds the lines on both
+sides, so that a forgotten address does not go unseen. All of them change together
 or, when one does not read as expected, none does.
 """
 
@@ -26,12 +27,20 @@ PLACES = [
         "\n[project.optional-dependencies]\n",
         '\n[project.urls]\nRepository = "{url}"\n\n[project.optional-dependencies]\n',
     ),
-    ("CITATION.cff", "license: MIT\n", 'license: MIT\nrepository-code: "{url}"\n'),
-    ("_config.yml", "repository:\n", "repository:\n  url: {url}\n"),
+    (
+        "CITATION.cff",
+        "license: MIT\nkeywords:\n",
+        'license: MIT\nrepository-code: "{url}"\nkeywords:\n',
+    ),
     (
         "_config.yml",
-        "launch_buttons:\n",
-        "launch_buttons:\n  colab_url: https://colab.research.google.com\n",
+        "repository:\n  branch:",
+        "repository:\n  url: {url}\n  branch:",
+    ),
+    (
+        "_config.yml",
+        "launch_buttons:\n  notebook_interface:",
+        "launch_buttons:\n  colab_url: https://colab.research.google.com\n  notebook_interface:",
     ),
     (
         "_config.yml",
