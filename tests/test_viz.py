@@ -506,6 +506,9 @@ def test_a_mask_is_drawn_cell_by_cell():
         "Mask of 2 queries by 3 keys: 1 of 6 pairs may attend. Rows that see nothing: b."
     )
     assert "sees nothing" not in str(texts(viz.mask(mask[:1])))
+    reads = viz.mask(mask[:1], meaning=("reads", "does not"))
+    assert {"reads", "does not"} <= set(texts(reads))
+    assert not {"may attend", "may not"} & set(texts(reads))
 
 
 def test_a_key_mask_holds_for_all_queries():

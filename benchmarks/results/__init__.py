@@ -30,11 +30,11 @@ def load(name: str) -> dict:
 
 
 def provenance(result: dict) -> str:
-    """Where the figures come from, in one line to print beside them."""
+    """Where the figures come from, in two short lines to print beside them."""
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     seeds = ", ".join(map(str, result["seeds"]))
     threads = f"{result['threads']} thread" + "s" * (result["threads"] != 1)
     return (
-        f"Recorded {result['date']} by `{result['command']}` on {result['machine']}, "
-        f"{threads}, {versions}; seeds {seeds}."
+        f"Recorded {result['date']} by `{result['command']}`\n"
+        f"on {result['machine']}, {threads}, {versions}; seeds {seeds}."
     )

@@ -23,6 +23,7 @@ def mask(
     alt: str | None = None,
     rows: str = "queries",
     columns: str = "keys",
+    meaning: tuple[str, str] = ("may attend", "may not"),
 ) -> Figure:
     """A picture of a mask: filled cells may be attended to, hatched cells may not.
 
@@ -31,7 +32,7 @@ def mask(
         query_labels: T tokens; None = 0, 1, ...; with a mask (S,) they say how many rows to draw.
         key_labels: S tokens; None = 0, 1, ...
         title: stands above. alt: what the figure shows; None = the counts in words.
-        rows, columns: what the axes are called.
+        rows, columns: what the axes are called. meaning: what filled and hatched cells stand for.
     Returns: the figure. A row that may see nothing says so.
     Errors: TypeError if ``mask`` is not bool; ValueError for another number of axes or labels.
     """
@@ -62,14 +63,14 @@ def mask(
     panel.rule()
     for i in np.flatnonzero(dead):
         panel.text(panel.right + 6, panel.top + (i + 0.5) * panel.cell, "← sees nothing", 11)
-    _draw_key(panel)
+    _draw_key(panel, *meaning)
     return Figure([panel], alt)
 
 
-def _draw_key(panel: Grid) -> None:
+def _draw_key(panel: Grid, filled: str, hatched: str) -> None:
     """Say below the picture what filled and hatched cells mean."""
     x, y = panel.left, panel.bottom + 12
     legend.swatch(panel, x, y, COLORS["weights"], 0.75)
-    x = legend.word(panel, x + 17, y, "may attend") + 12
+    x = legend.word(panel, x + 17, y, filled) + 12
     legend.hatched(panel, x, y)
-    legend.word(panel, x + 17, y, "may not")
+    legend.word(panel, x + 17, y, hatched)
