@@ -20,6 +20,8 @@ RIGHT = {
     "reference": partial(mha.scaled_dot_product_attention, backend="reference"),
     "sdpa": partial(mha.scaled_dot_product_attention, backend="sdpa"),
 }
+# no wrong number, but an error: any other variant that crashes is itself broken
+CRASHES = {"mask-half-overflow", "empty-keys-raise", "device-buffer", "value-width-assumed"}
 OWN = {slug: module for slug, module in faulty.MODULES.items() if module.caught_by}
 
 
@@ -64,12 +66,13 @@ def test_there_are_many_mistakes_and_each_is_described():
     ("slug", "name"), [(s, name) for s, f in faulty.FUNCTIONS.items() for name in f.caught_by]
 )
 def test_each_mistake_of_the_function_is_caught_by_name(slug, name):
-    assert faulty.verdict(FUNCTION_CHECKS[name], faulty.FUNCTIONS[slug]()) != "passes"
+    symptom = "raises" if slug in CRASHES else "fails"
+    assert faulty.verdict(FUNCTION_CHECKS[name], faulty.FUNCTIONS[slug]()) == symptom
 
 
 @pytest.mark.parametrize(("slug", "name"), [(s, n) for s, m in OWN.items() for n in m.caught_by])
 def test_each_mistake_of_the_module_is_caught_by_name(slug, name):
-    assert faulty.verdict(MODULE_CHECKS[name], faulty.MODULES[slug]) != "passes"
+    assert faulty.verdict(MODULE_CHECKS[name], faulty.MODULES[slug]) == "fails"
 
 
 @pytest.mark.parametrize("slug", [s for s in faulty.FUNCTIONS if s not in faulty.HIDDEN])
