@@ -5,14 +5,17 @@
 
 import importlib
 
-from mha.attention import scaled_dot_product_attention
+from mha.attention import explain, scaled_dot_product_attention
+from mha.cache import KVCache
 from mha.multihead import MultiHeadAttention
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "KVCache",
     "MultiHeadAttention",
     "data",
+    "explain",
     "heads",
     "interop",
     "masks",
@@ -27,7 +30,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name in __all__:  # the submodules; the two names above are defined already
+    if name in __all__:  # the submodules; the names above are defined already
         return importlib.import_module(f"mha.{name}")
     raise AttributeError(f"module 'mha' has no attribute {name!r}")
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-BACKENDS = ("auto", "reference", "sdpa")
+BACKENDS = ("auto", "reference", "sdpa", "flex")
 
 
-def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> torch.Size:
-    """Refuse operands that do not fit; return the leading axes (..., H) they broadcast to."""
+def check_tensors(
+    query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool
+) -> tuple[torch.Size, int]:
+    """Refuse operands that do not fit; return the leading axes (..., H), and H_kv."""
     named = {"query": query, "key": key, "value": value}
     for name, x in named.items():
         check_floating(name, x)
@@ -32,13 +34,35 @@ def check_tensors(query: Tensor, key: Tensor, value: Tensor) -> torch.Size:
             f"key and value must have the same length S, got key {tuple(key.shape)} with "
             f"S={key.shape[-2]} and value {tuple(value.shape)} with S={value.shape[-2]}"
         )
+    heads = {name: x.shape[-3] if x.ndim > 2 else 1 for name, x in named.items()}
+    groups = _groups(heads) if enable_gqa else None
     try:
-        return torch.broadcast_shapes(*(x.shape[:-2] for x in named.values()))
+        if groups is None:
+            lead = torch.broadcast_shapes(*(x.shape[:-2] for x in named.values()))
+            return lead, lead[-1] if lead else 1
+        batch = torch.broadcast_shapes(*(x.shape[:-3] for x in named.values()))
+        bare = all(x.ndim == 2 for x in named.values())
+        return batch if bare else torch.Size((*batch, heads["query"])), heads["key"]
     except RuntimeError:
         got = ", ".join(f"{name} {tuple(x.shape[:-2])}" for name, x in named.items())
+        hint = "" if enable_gqa else "; for fewer key heads than query heads say enable_gqa=True"
         raise ValueError(
-            f"batch and head axes of query, key and value must be equal or 1, got {got}"
+            f"batch and head axes of query, key and value must be equal or 1, got {got}{hint}"
         ) from None
+
+
+def _groups(heads: dict[str, int]) -> int:
+    """Query heads to a key head; refuse numbers of heads that make no groups."""
+    alike = heads["key"] == heads["value"]
+    if alike and heads["query"] == heads["key"]:
+        return 1
+    if not alike or heads["key"] == 0 or heads["query"] % heads["key"]:
+        got = ", ".join(f"{name} {number}" for name, number in heads.items())
+        raise ValueError(
+            "with enable_gqa key and value must have the same number of heads, a divisor of the "
+            f"query's, got heads of {got}"
+        )
+    return heads["query"] // heads["key"]
 
 
 def check_floating(name: str, x: Tensor) -> None:
@@ -121,14 +145,56 @@ def _stretches(have: int, want: int) -> bool:
     return have == want
 
 
-def check_options(dropout_p, is_causal, scale, q_offset, backend) -> None:
+def check_options(dropout_p, is_causal, scale) -> None:
     """Refuse options of the wrong type or outside their range."""
     check_dropout("dropout_p", dropout_p)
     check_flag("is_causal", is_causal)
-    if isinstance(q_offset, bool) or not isinstance(q_offset, int | torch.SymInt):
-        raise TypeError(f"q_offset must be an int, got {type(q_offset).__name__}")
     check_scale(scale)
-    check_backend(backend)
+
+
+def check_shaping(enable_gqa, softcap, window, q_offset) -> None:
+    """Refuse wrong types and values of what goes beyond torch's own arguments."""
+    check_flag("enable_gqa", enable_gqa)
+    check_softcap(softcap)
+    check_window(window)
+    if isinstance(q_offset, Tensor):
+        if q_offset.is_floating_point() or q_offset.is_complex() or q_offset.dtype == torch.bool:
+            raise TypeError(f"q_offset must be an int or an integer tensor, got {q_offset.dtype}")
+    elif isinstance(q_offset, bool) or not isinstance(q_offset, int | torch.SymInt):
+        raise TypeError(
+            f"q_offset must be an int or an integer tensor, got {type(q_offset).__name__}"
+        )
+
+
+def check_softcap(softcap) -> None:
+    """Refuse a softcap that is neither None nor a finite number above 0."""
+    if softcap is None:
+        return
+    if isinstance(softcap, bool) or not isinstance(softcap, int | float | torch.SymFloat):
+        raise TypeError(f"softcap must be None or a number, got {type(softcap).__name__}")
+    if not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be finite and above 0, got {softcap}")
+
+
+def check_window(window) -> None:
+    """Refuse a window that is not (left, right), each None or 0 or more."""
+    if window is None:
+        return
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        raise TypeError(f"window must be None or a pair (left, right), got {window!r}")
+    for bound in window:
+        if bound is None:
+            continue
+        if isinstance(bound, bool) or not isinstance(bound, int | torch.SymInt):
+            raise TypeError(f"window must hold ints or None, got {window!r}")
+        if bound < 0:
+            raise ValueError(f"window must hold 0 or more, or None, got {window!r}")
+
+
+def check_offset_place(q_offset, query: Tensor, target: tuple[int, ...]) -> None:
+    """Refuse offsets on another device, or that do not broadcast to the axes before H."""
+    if isinstance(q_offset, Tensor):
+        _check_mask_place("q_offset", q_offset, query, target)
 
 
 def check_flag(name: str, flag) -> None:
@@ -179,5 +245,13 @@ def may_read(x: Tensor) -> bool:
     """Whether a tensor's values may be looked at: on the CPU, outside tracing and vmap."""
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    traced = _get_current_dispatch_mode() is not None  # fake tensors, make_fx
-    return not traced and torch._C._functorch.peek_interpreter_stack() is None
+    dispatched = _get_current_dispatch_mode() is not None  # fake tensors, make_fx
+    return not dispatched and not is_tracing(x)
+
+
+def is_tracing(x: Tensor) -> bool:
+    """Whether the call is being compiled or exported, or transformed by torch.func."""
+    if torch.compiler.is_compiling():
+        return True
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return transformed or any(isinstance(size, torch.SymInt) for size in x.shape)

@@ -1,29 +1,36 @@
-"""Scaled dot-product attention: a readable path in plain PyTorch, and the fused one of torch.
+"""Scaled dot-product attention: a readable path in plain PyTorch, and the choice of a backend.
 
-Axes: B batch, H heads, T queries, S keys, D width of one head, D_v width of one value.
+Axes: B batch, H heads, H_kv key heads, T queries, S keys, D width of one head, D_v of one value.
 """
 
+import importlib
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mha import _checks, masks
+from mha import _checks, _sdpa
+from mha._rules import Rules
+from mha.positions import ALiBi
 
 
 def scaled_dot_product_attention(
     query: Float[Tensor, "*q T D"],
     key: Float[Tensor, "*k S D"],
     value: Float[Tensor, "*v S Dv"],
-    attn_mask: Tensor | None = None,
+    attn_mask: Tensor | ALiBi | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
     scale: float | None = None,
+    enable_gqa: bool = False,
+    softcap: float | None = None,
     key_mask: Bool[Tensor, "*m S"] | None = None,
-    q_offset: int = 0,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int | Int[Tensor, "*b"] = 0,
     return_weights: bool = False,
     backend: str = "auto",
 ) -> Float[Tensor, "*out T Dv"] | tuple[Float[Tensor, "*out T Dv"], Float[Tensor, "*out T S"]]:
@@ -31,75 +38,213 @@ def scaled_dot_product_attention(
 
     The first six arguments are torch's, in torch's order. Masks compose by AND. A query that may
     see nothing gets output 0, weights 0 and finite gradients. A NaN or inf at a key that
-    ``key_mask`` excludes reaches neither output nor gradient.
+    ``key_mask`` excludes reaches neither output nor gradient. The order is scale, softcap, bias or
+    mask, softmax, dropout.
 
     Args:
         query: (..., H, T, D); three axes mean (H, T, D).
-        key: (..., H, S, D).
-        value: (..., H, S, D_v). Leading axes of the three broadcast.
+        key: (..., H, S, D), or (..., H_kv, S, D) with ``enable_gqa``.
+        value: (..., H, S, D_v), or (..., H_kv, S, D_v). Leading axes of the three broadcast.
         attn_mask: broadcasts to (..., H, T, S). Bool, True = may attend; or floating (the query's
-            dtype or float32), added to the scores, which are log-odds.
+            dtype or float32), added to the scores, which are log-odds; or a
+            ``mha.positions.ALiBi``, whose bias is built chunk by chunk.
         dropout_p: probability of dropping a weight, applied whenever it is above 0.
         is_causal: query i sees key j only if j <= i + q_offset, besides any mask.
         scale: factor of the scores, 1/sqrt(D) by default.
+        enable_gqa: H is a multiple of H_kv; query head h reads key head h // (H // H_kv).
+        softcap: c > 0 bends the scores to c * tanh(scores / c), before bias and masks.
         key_mask: bool (..., S), True = a real key; its leading axes broadcast to those before H.
-        q_offset: position of the first query among the keys; may be negative.
+        window: (left, right), both inclusive, None = unbounded: query i sees key j only if
+            -left <= j - (i + q_offset) <= right.
+        q_offset: position of the first query among the keys, may be negative; or one for each
+            example, an integer tensor (B,) that broadcasts to the axes before H.
         return_weights: also return the weights, before dropout. The output stays the same.
-        backend: "reference" (readable PyTorch, float32 inside for half types), "sdpa" (torch's
-            fused kernels; the readable path for empty axes, and for a float attn_mask while
-            gradients are on), or "auto" ("sdpa"). The fused CPU kernel has no second derivative
-            and no forward mode; "reference" has both.
+        backend: "reference" (readable PyTorch, float32 inside for half types; does everything),
+            "sdpa" (torch's fused kernels; no softcap; the readable path for empty axes, and for a
+            float attn_mask while gradients are on), "flex" (torch's flex_attention; no dropout, on
+            the CPU no gradients), or "auto", which refuses nothing: see ``explain``. The fused CPU
+            kernel has no second derivative and no forward mode; "reference" has both.
     Returns: output (..., H, T, D_v) in the query's dtype, and weights (..., H, T, S) if asked for.
-    Errors: TypeError or ValueError naming the argument, what came and what was expected.
-    Source: Vaswani et al. (2017), equation 1.
+    Errors: TypeError or ValueError naming the argument, what came and what was expected; ValueError
+        for what a named backend cannot do, naming one that can.
+    Source: Vaswani et al. (2017), equation 1; grouped heads: Ainslie et al. (2023); windows:
+        Beltagy et al. (2020).
     """
-    _checks.check_options(dropout_p, is_causal, scale, q_offset, backend)
-    query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
-    lead = _checks.check_tensors(query, key, value)
-    bare = len(lead) == 0  # no head axis came: give it one, and take it away again
-    lead = torch.Size([1]) if bare else lead
-    sizes = query.shape[-2], key.shape[-2]  # (T, S)
-    _checks.check_attn_mask(attn_mask, query, (*lead, *sizes))
-    _checks.check_key_mask(key_mask, query, (*lead[:-1], sizes[1]))
-    _checks.warn_of_zero_one(attn_mask, stacklevel=2)
-
-    query, key, value = (x.expand(*lead, *x.shape[-2:]) for x in (query, key, value))
-    if key_mask is not None:
-        padding = ~key_mask[..., None, :, None]  # (..., 1, S, 1)
-        key, value = key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if is_causal and not torch.compiler.is_compiling() and 0 < q_offset >= sizes[1] - 1:
-        is_causal = False  # even the first query sees the last key: one step of a decoder
-    rules = attn_mask, key_mask, is_causal, q_offset
-    with _no_autocast(query.device.type):
-        output, weights = _run(query, key, value, rules, dropout_p, scale, backend, return_weights)
-    if bare:
-        output, weights = output[0], None if weights is None else weights[0]
-    return (output, weights) if return_weights else output
+    masks = {"key_mask": key_mask, "window": window, "q_offset": q_offset}
+    options = {"scale": scale, "softcap": softcap, "enable_gqa": enable_gqa, **masks}
+    call = _Call(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    return call.run(backend, return_weights)
 
 
-def _run(query, key, value, rules, dropout_p, scale, backend, return_weights):
-    """Take the path; compute weights where it needs them or the caller wants them."""
-    bias = rules[0]
-    # A fused backward rebuilds weights as exp(score - log-sum). In a row of huge negative numbers
-    # the log-sum drowns in rounding and the weights come out as 1: no such kernel with gradients.
-    fragile = bias is not None and bias.is_floating_point() and torch.is_grad_enabled()
-    empty = 0 in (*query.shape[:-1], key.shape[-2])  # the fused kernels refuse these
-    if backend == "reference" or fragile or empty:
-        weights = _weights(query, key, rules, scale)  # (..., H, T, S)
-        dropped = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
-        output = (dropped @ value.to(weights.dtype)).to(query.dtype)  # (..., H, T, D_v)
-    else:
-        output = _sdpa(query, key, value, rules, dropout_p, scale)
-        weights = _weights(query, key, rules, scale) if return_weights else None
-    return output, weights.to(query.dtype) if return_weights else None
+def attend(*args, return_weights: bool, backend: str, **options):
+    """``scaled_dot_product_attention`` for a module that has cleaned its inputs.
+
+    With ``padding_is_zero=True`` nothing is filled at the keys that ``key_mask`` excludes.
+    """
+    return _Call(*args, **options).run(backend, return_weights)
 
 
-def _weights(query: Tensor, key: Tensor, rules: tuple, scale: float) -> Tensor:
-    """Weights (..., H, T, S), in float32 for half types; a row that sees nothing is zero."""
+class Choice(NamedTuple):
+    """What ``explain`` returns: a backend's name, and one sentence that says why it is taken."""
+
+    backend: str
+    reason: str
+
+
+def explain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | ALiBi | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    return_weights: bool = False,
+    **options,
+) -> Choice:
+    """Which backend ``auto`` takes for a call, and why. Nothing is computed.
+
+    Args: those of ``scaled_dot_product_attention``, except ``backend``. Whether gradients are on
+        counts as well: ask under ``torch.no_grad()`` for a call under ``torch.no_grad()``.
+    Returns: a named tuple (backend, reason); the reason is one sentence.
+    Errors: as of ``scaled_dot_product_attention``.
+    """
+    return _Call(query, key, value, attn_mask, dropout_p, is_causal, **options).choice()
+
+
+class _Call:
+    """One call: checked, brought to four axes, ready to be run by a backend."""
+
+    def __init__(
+        self,
+        query,
+        key,
+        value,
+        attn_mask=None,
+        dropout_p=0.0,
+        is_causal=False,
+        *,
+        scale=None,
+        enable_gqa=False,
+        softcap=None,
+        key_mask=None,
+        window=None,
+        q_offset=0,
+        stacklevel=3,
+        padding_is_zero=False,
+    ):
+        _checks.check_options(dropout_p, is_causal, scale)
+        _checks.check_shaping(enable_gqa, softcap, window, q_offset)
+        query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
+        self.lead, key_heads = _checks.check_tensors(query, key, value, enable_gqa)
+        *batch, heads = self.lead or (1,)
+        self.sizes = query.shape[-2], key.shape[-2]  # (T, S)
+        if isinstance(attn_mask, ALiBi):
+            _check_slopes(attn_mask, heads)
+        else:
+            _checks.check_attn_mask(attn_mask, query, (*batch, heads, *self.sizes))
+            _checks.warn_of_zero_one(attn_mask, stacklevel)
+        _checks.check_key_mask(key_mask, query, (*batch, self.sizes[1]))
+        _checks.check_offset_place(q_offset, query, tuple(batch))
+        self.scale = query.shape[-1] ** -0.5 if scale is None else scale
+        self.dropout_p, self.softcap = dropout_p, softcap
+        rules = Rules(attn_mask, key_mask, is_causal, window, q_offset)
+        self.rules = _fold_rules(rules, batch)
+        counts = heads, key_heads, key_heads
+        self.operands = tuple(
+            _fold(x.expand(*batch, count, *x.shape[-2:]), batch)
+            for x, count in zip((query, key, value), counts, strict=True)
+        )
+        if key_mask is not None and not padding_is_zero:
+            query, *others = self.operands
+            padding = ~self.rules.key_mask[:, None, :, None]  # (B, 1, S, 1)
+            self.operands = query, *(x.masked_fill(padding, 0.0) for x in others)
+
+    def run(self, backend: str, return_weights: bool):
+        """The result, in the axes that came."""
+        _checks.check_backend(backend)
+        if backend == "auto":
+            backend = self.choice().backend
+        else:
+            self._refuse(backend)
+        backend = "reference" if self._is_empty() else backend
+        backend = "reference" if backend == "sdpa" and self._is_fragile() else backend
+        with _no_autocast(self.operands[0].device.type):
+            output, weights = self._compute(backend, return_weights)
+        output = output.reshape(*self.lead, *output.shape[-2:])  # (..., H, T, D_v)
+        if not return_weights:
+            return output
+        weights = weights.to(output.dtype).reshape(*self.lead, *self.sizes)  # (..., H, T, S)
+        return output, weights
+
+    def _compute(self, backend: str, return_weights: bool) -> tuple[Tensor, Tensor | None]:
+        """Output (B, H, T, D_v), and weights (B, H, T, S) where they are wanted or needed."""
+        query, key, value = self.operands
+        weights = None
+        if backend == "reference" or return_weights:
+            weights = _weights(query, key, self.rules, self.scale, self.softcap)
+        if backend == "reference":
+            output = _average(weights, value, self.dropout_p).to(query.dtype)
+        elif backend == "sdpa":
+            output = _sdpa.attend(*self.operands, self.rules, self.dropout_p, self.scale)
+        else:
+            output = _flex().attend(*self.operands, self.rules, self.scale, self.softcap)
+        return output, weights
+
+    def choice(self) -> Choice:
+        """What "auto" takes."""
+        if self._is_empty():
+            return Choice("reference", "An axis is empty, which fused kernels refuse.")
+        if self.softcap is not None:
+            return Choice("reference", "torch's fused kernels know no softcap.")
+        if self._is_fragile():
+            return Choice(
+                "reference",
+                "The float attn_mask may hold huge negative rows, and gradients are on: fused "
+                "backward passes are wrong there.",
+            )
+        return Choice("sdpa", _sdpa.describe(*self.operands, self.rules, self.dropout_p))
+
+    def _refuse(self, backend: str) -> None:
+        """ValueError for what a named backend cannot do."""
+        refusal = None
+        if backend == "sdpa" and self.softcap is not None:
+            refusal = "softcap", "reference"
+        if backend == "flex":
+            refusal = _flex().refusal(*self.operands, self.rules, self.dropout_p)
+        if refusal is not None:
+            feature, other = refusal
+            raise ValueError(f"backend {backend!r} cannot do {feature}; {other!r} can")
+
+    def _is_empty(self) -> bool:
+        query, key, _ = self.operands
+        return 0 in (*query.shape[:-1], key.shape[-2])
+
+    def _is_fragile(self) -> bool:
+        """Whether a fused backward may go wrong.
+
+        It rebuilds weights as exp(score - log-sum). In a row of huge negative numbers the log-sum
+        drowns in rounding and the weights come out as 1: no such kernel with gradients.
+        """
+        bias = self.rules.attn_mask
+        return isinstance(bias, Tensor) and bias.is_floating_point() and torch.is_grad_enabled()
+
+
+def _flex():
+    """The flex backend, loaded when it is first used: torch's own part of it is slow to import."""
+    return importlib.import_module("mha._flex")
+
+
+def _weights(
+    query: Tensor, key: Tensor, rules: Rules, scale: float, softcap: float | None
+) -> Tensor:
+    """Weights (B, H, T, S), in float32 for half types; a row that sees nothing is zero."""
     dtype = _accumulation_dtype(query)
-    scores = (query.to(dtype) @ key.to(dtype).mT) * scale  # (..., H, T, S)
-    mask = _mask(query, key, rules)
+    key = _repeat(key, query.shape[-3])  # (B, H, S, D)
+    scores = (query.to(dtype) @ key.to(dtype).mT) * scale  # (B, H, T, S)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    mask = rules.mask(query, key)
     if mask is None:
         return scores.softmax(-1)
     if mask.dtype == torch.bool:
@@ -108,56 +253,49 @@ def _weights(query: Tensor, key: Tensor, rules: tuple, scale: float) -> Tensor:
         scores = scores + mask
     # A row of -inf has no softmax. Give it zeros to chew on, then take its weights away:
     # what is filled receives no gradient, so nothing undefined flows back.
-    dead = (scores == float("-inf")).all(-1, keepdim=True)  # (..., H, T, 1)
+    dead = (scores == float("-inf")).all(-1, keepdim=True)  # (B, H, T, 1)
     return scores.masked_fill(dead, 0.0).softmax(-1).masked_fill(dead, 0.0)
 
 
-def _sdpa(query, key, value, rules, dropout_p, scale):
-    """torch's fused kernels; the causal flag is theirs only where no other mask is given."""
-    attn_mask, key_mask, is_causal, q_offset = rules
-    lone = attn_mask is None and key_mask is None
-    flag = True if lone and is_causal and q_offset == 0 else False  # a plain bool under tracing
-    mask = None if flag else _mask(query, key, rules)
-    dtype, three_axes, dead = query.dtype, query.ndim == 3, None
-    if mask is not None:
-        mask, dead = _revive(mask)
-        mask = mask[(None,) * (4 - mask.ndim)]  # the fused kernel on the CPU wants four axes
-        if mask.is_floating_point():  # a float32 mask on half tensors would lose digits in half
-            query, key, value = (x.to(mask.dtype) for x in (query, key, value))
-    if three_axes:  # (H, T, D) -> (1, H, T, D), for the same reason
-        query, key, value = query[None], key[None], value[None]
-    output = F.scaled_dot_product_attention(
-        query, key, value, mask, dropout_p, flag, scale=scale
-    ).to(dtype)  # (..., H, T, D_v)
-    output = output[0] if three_axes else output
-    return output if dead is None else output.masked_fill(dead, 0.0)
+def _average(weights: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    """The values' average by weights, some of which are dropped: (B, H, T, D_v)."""
+    weights = F.dropout(weights, dropout_p) if dropout_p > 0 else weights
+    return weights @ _repeat(value, weights.shape[-3]).to(weights.dtype)
 
 
-def _revive(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Let rows that see nothing see everything, and say which they are: (..., T, 1).
-
-    What a fused kernel makes of such a row depends on the kernel and the torch release. So no
-    kernel ever gets one; its output is set to zero afterwards.
-    """
-    if mask.dtype == torch.bool:
-        dead = ~mask.any(-1, keepdim=True)
-        return mask | dead, dead
-    dead = (mask == float("-inf")).all(-1, keepdim=True)
-    return mask.masked_fill(dead, 0.0), dead
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    """(B, H_kv, S, D) -> (B, H, S, D): query head h reads key head h // (H // H_kv)."""
+    if x.shape[-3] == heads:
+        return x
+    return x.repeat_interleave(heads // x.shape[-3], dim=-3)
 
 
-def _mask(query: Tensor, key: Tensor, rules: tuple) -> Tensor | None:
-    """All rules as one mask that broadcasts to (..., H, T, S), or None."""
-    attn_mask, key_mask, is_causal, q_offset = rules
-    causal = None
-    if is_causal:
-        length, size = query.shape[-2], key.shape[-2]
-        causal = masks.causal(length, size, q_offset=q_offset, device=query.device)  # (T, S)
+def _fold(x: Tensor, batch: list[int]) -> Tensor:
+    """Bring the axes before the heads, which have the sizes ``batch``, to one: (B, ...)."""
+    if len(batch) == 1:
+        return x
+    return x.flatten(0, len(batch) - 1) if batch else x[None]
+
+
+def _fold_rules(rules: Rules, batch: list[int]) -> Rules:
+    """The rules for folded operands."""
+    attn_mask, key_mask, q_offset = rules.attn_mask, rules.key_mask, rules.q_offset
+    if len(batch) > 1 and isinstance(attn_mask, Tensor) and attn_mask.ndim > 3:
+        attn_mask = _fold(attn_mask.expand(*batch, *attn_mask.shape[-3:]), batch)
     if key_mask is not None:
-        key_mask = key_mask[..., None, None, :]  # (..., 1, 1, S)
-    if attn_mask is not None and attn_mask.is_floating_point():
-        attn_mask = attn_mask.to(torch.promote_types(attn_mask.dtype, query.dtype))
-    return masks.combine(attn_mask, key_mask, causal)
+        alike = key_mask.ndim == 1
+        key_mask = key_mask[None] if alike else _fold(key_mask.expand(*batch, -1), batch)
+    if isinstance(q_offset, Tensor) and q_offset.ndim > 0:
+        q_offset = _fold(q_offset.expand(*batch), batch)
+    return rules._replace(attn_mask=attn_mask, key_mask=key_mask, q_offset=q_offset)
+
+
+def _check_slopes(bias: ALiBi, heads: int) -> None:
+    if len(bias.slopes) != heads:
+        raise ValueError(
+            f"attn_mask must have a slope for each of the H={heads} heads, got an ALiBi of "
+            f"{len(bias.slopes)}"
+        )
 
 
 def _accumulation_dtype(x: Tensor) -> torch.dtype:

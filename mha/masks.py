@@ -11,39 +11,61 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mha import _checks
+from mha._conventions import (
+    BLOCKED_BELOW,
+    from_additive,
+    from_keras,
+    from_torch,
+    from_transformers,
+    require_broadcast,
+    require_mask,
+    to_additive,
+    to_keras,
+    to_torch,
+    to_transformers,
+)
 
-BLOCKED_BELOW = -1e4
-"""An additive mask's entry at or below this counts as "blocked" (BERT's original fill value)."""
-
-
-def _positions(length: int, size: int | None, q_offset: int, device) -> tuple[Tensor, Tensor]:
-    """Positions of queries (T, 1) and of keys (1, S) on one common axis."""
-    size = length if size is None else size
-    for name, number in (("T", length), ("S", size), ("q_offset", q_offset)):
-        if isinstance(number, bool) or not isinstance(number, int | torch.SymInt):
-            raise TypeError(f"{name} must be an int, got {number!r}")
-        if name != "q_offset" and number < 0:
-            raise ValueError(f"{name} must be 0 or more, got {number}")
-    query = torch.arange(length, device=device)[:, None] + q_offset  # (T, 1)
-    key = torch.arange(size, device=device)[None, :]  # (1, S)
-    return query, key
+__all__ = [
+    "BLOCKED_BELOW",
+    "causal",
+    "combine",
+    "draw",
+    "from_additive",
+    "from_keras",
+    "from_torch",
+    "from_transformers",
+    "padding",
+    "to_additive",
+    "to_keras",
+    "to_torch",
+    "to_transformers",
+    "window",
+]
 
 
 def causal(
-    T: int, S: int | None = None, *, q_offset: int = 0, device: torch.device | str | None = None
-) -> Bool[Tensor, "T S"]:
+    T: int,
+    S: int | None = None,
+    *,
+    q_offset: int | Int[Tensor, "..."] = 0,
+    device: torch.device | str | None = None,
+) -> Bool[Tensor, "... T S"]:
     """Query i may see key j if j <= i + q_offset.
 
     Args:
         T: number of queries.
         S: number of keys, T by default.
         q_offset: position of the first query among the keys; a decoder whose cache holds n keys
-            and gets one more token asks for ``causal(1, n + 1, q_offset=n)``.
-    Returns: (T, S) bool. The default aligns top left, as torch, JAX and Keras do.
-    Errors: ValueError for a negative size; TypeError for sizes or an offset that are no ints.
+            and gets one more token asks for ``causal(1, n + 1, q_offset=n)``. A tensor of ints
+            holds one offset for each example, and may be negative like an int.
+        device: where the mask is made; that of ``q_offset`` by default, if it is a tensor.
+    Returns: (T, S) bool; (B, 1, T, S), with an axis for the heads, for a ``q_offset`` of shape
+        (B,), and (..., 1, T, S) for one of shape (...) with at least one axis. The default aligns
+        top left, as torch, JAX and Keras do; ``q_offset=S - T`` aligns bottom right.
+    Errors: ValueError for a negative size; TypeError for sizes or offsets that are no ints.
     """
     query, key = _positions(T, S, q_offset, device)
-    return key <= query  # (T, S)
+    return key <= query  # (..., T, S)
 
 
 def window(
@@ -52,9 +74,9 @@ def window(
     *,
     left: int | None = None,
     right: int | None = None,
-    q_offset: int = 0,
+    q_offset: int | Int[Tensor, "..."] = 0,
     device: torch.device | str | None = None,
-) -> Bool[Tensor, "T S"]:
+) -> Bool[Tensor, "... T S"]:
     """Query i may see key j if -left <= j - (i + q_offset) <= right.
 
     Args:
@@ -62,22 +84,57 @@ def window(
         S: number of keys, T by default.
         left, right: how many keys before and after its own position a query sees, both ends
             included; None means unbounded. ``left=W - 1, right=0`` is a causal window of W tokens.
-        q_offset: position of the first query among the keys.
-    Returns: (T, S) bool.
-    Errors: ValueError for a negative size or a negative ``left`` or ``right``.
+        q_offset, device: as in ``causal``.
+    Returns: bool, shaped as in ``causal``.
+    Errors: ValueError for a negative size or a negative ``left`` or ``right``; TypeError for
+        sizes, bounds or offsets that are no ints.
     Source: Beltagy et al. (2020), Longformer, section 3.1.
     """
     for name, bound in (("left", left), ("right", right)):
-        if bound is not None and bound < 0:
+        if bound is None:
+            continue
+        if not _is_int(bound):
+            raise TypeError(f"{name} must be None or an int, got {bound!r}")
+        if bound < 0:
             raise ValueError(f"{name} must be None or 0 or more, got {bound}")
     query, key = _positions(T, S, q_offset, device)
-    distance = key - query  # (T, S)
-    allowed = torch.ones_like(distance, dtype=torch.bool)
+    shape = torch.broadcast_shapes(query.shape, key.shape)
+    allowed = torch.ones(shape, dtype=torch.bool, device=key.device)  # (..., T, S)
     if left is not None:
-        allowed &= distance >= -left
+        allowed = allowed & (query - left <= key)
     if right is not None:
-        allowed &= distance <= right
+        allowed = allowed & (key - right <= query)
     return allowed
+
+
+def _positions(T: int, S: int | None, q_offset: int | Tensor, device) -> tuple[Tensor, Tensor]:
+    """Positions of queries (..., T, 1) and of keys (1, S) on one common axis."""
+    S = T if S is None else S
+    for name, size in (("T", T), ("S", S)):
+        if not _is_int(size):
+            raise TypeError(f"{name} must be an int, got {size!r}")
+        if size < 0:
+            raise ValueError(f"{name} must be 0 or more, got {size}")
+    if isinstance(q_offset, Tensor):
+        if not _holds_ints(q_offset):
+            raise TypeError(f"q_offset must be an int or a tensor of ints, got {q_offset.dtype}")
+        device = q_offset.device if device is None else device
+        q_offset = q_offset.to(device)
+        if q_offset.ndim:
+            q_offset = q_offset[..., None, None, None]  # (B,) -> (B, 1, 1, 1)
+    elif not _is_int(q_offset):
+        raise TypeError(f"q_offset must be an int or a tensor of ints, got {q_offset!r}")
+    query = torch.arange(T, device=device)[:, None] + q_offset  # (..., T, 1)
+    key = torch.arange(S, device=device)[None, :]  # (1, S)
+    return query, key
+
+
+def _is_int(number) -> bool:
+    return isinstance(number, int | torch.SymInt) and not isinstance(number, bool)
+
+
+def _holds_ints(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def padding(
@@ -86,41 +143,52 @@ def padding(
     ids: Int[Tensor, "*B S"] | None = None,
     pad_id: int = 0,
     max_len: int | None = None,
+    side: str = "right",
 ) -> Bool[Tensor, "*B S"]:
     """The key mask of a padded batch, from lengths or from token ids (give one of the two).
 
     Args:
-        lengths: (B,) integers, number of real tokens of each example; the rest stands behind them.
+        lengths: (B,) integers, number of real tokens of each example.
         ids: (..., S) integers; a token is real where it differs from ``pad_id``, wherever it stands.
         pad_id: the id of padding in ``ids``.
         max_len: S for ``lengths``; the longest length by default.
+        side: where the padding of ``lengths`` stands: "right" of the real tokens, or "left".
     Returns: (B, S) bool, True = a real key.
-    Errors: ValueError if both or none are given, if a length is negative or above ``max_len``
-        (looked at on the CPU only, and not while compiling);
+    Errors: ValueError if both or none are given, for another ``side``, if a length is negative or
+        above ``max_len`` (looked at on the CPU only, and not while compiling);
         TypeError if ``lengths`` or ``ids`` are not integers.
     """
     if (lengths is None) == (ids is None):
         raise ValueError("give either lengths or ids, and not both")
+    if side not in ("right", "left"):
+        raise ValueError(f"side must be 'right' or 'left', got {side!r}")
     given = torch.as_tensor(lengths if ids is None else ids)
     name = "lengths" if ids is None else "ids"
-    if given.is_floating_point() or given.dtype == torch.bool:
+    if not _holds_ints(given):
         if given.numel() == 0 and not isinstance(lengths, Tensor) and ids is None:
             given = given.long()  # an empty list has no dtype of its own
         else:
             raise TypeError(f"{name} must be integers, got {given.dtype}")
     if ids is not None:
         return given != pad_id  # (..., S)
-    if given.ndim != 1:
-        raise ValueError(f"lengths must have shape (B,), got {tuple(given.shape)}")
+    return _from_lengths(given, max_len, side)
+
+
+def _from_lengths(lengths: Tensor, max_len: int | None, side: str) -> Tensor:
+    """The key mask (B, S) of checked integers (B,)."""
+    if lengths.ndim != 1:
+        raise ValueError(f"lengths must have shape (B,), got {tuple(lengths.shape)}")
     if max_len is not None and max_len < 0:
         raise ValueError(f"max_len must be 0 or more, got {max_len}")
     if max_len is None:
-        size = int(given.max()) if given.numel() else 0
+        size = int(lengths.max()) if lengths.numel() else 0
     else:
         size = max_len
-    if _checks.may_read(given) and ((given < 0) | (given > size)).any():
-        raise ValueError(f"lengths must lie between 0 and {size}, got {given.tolist()}")
-    return torch.arange(size, device=given.device) < given[:, None]  # (B, S)
+    if _checks.may_read(lengths) and ((lengths < 0) | (lengths > size)).any():
+        raise ValueError(f"lengths must lie between 0 and {size}, got {lengths.tolist()}")
+    slot = torch.arange(size, device=lengths.device)  # (S,)
+    before = lengths[:, None]  # (B, 1)
+    return slot < before if side == "right" else slot >= size - before  # (B, S)
 
 
 def combine(*masks: Bool[Tensor, "..."] | Float[Tensor, "..."] | None) -> Tensor | None:
@@ -135,14 +203,10 @@ def combine(*masks: Bool[Tensor, "..."] | Float[Tensor, "..."] | None) -> Tensor
     """
     present = [mask for mask in masks if mask is not None]
     for mask in present:
-        _require_mask("mask", mask)
+        require_mask("mask", mask)
     if not present:
         return None
-    try:
-        torch.broadcast_shapes(*(mask.shape for mask in present))
-    except RuntimeError:
-        shapes = ", ".join(str(tuple(mask.shape)) for mask in present)
-        raise ValueError(f"masks must broadcast to one another, got shapes {shapes}") from None
+    require_broadcast(present)
     bools = [mask for mask in present if mask.dtype == torch.bool]
     floats = [mask for mask in present if mask.dtype != torch.bool]
     allowed = None
@@ -152,215 +216,6 @@ def combine(*masks: Bool[Tensor, "..."] | Float[Tensor, "..."] | None) -> Tensor
         return allowed
     total = sum(floats[1:], floats[0])
     return total if allowed is None else torch.where(allowed, total, float("-inf"))
-
-
-def to_additive(
-    mask: Bool[Tensor, "*shape"], dtype: torch.dtype = torch.float32, *, fill: float = float("-inf")
-) -> Float[Tensor, "*shape"]:
-    """0 where the mask is True, ``fill`` where it is False: the form that is added to the scores.
-
-    Args:
-        mask: bool, any shape.
-        dtype: a floating dtype.
-        fill: -inf (a row without keys stays dead), or ``torch.finfo(dtype).min`` as Transformers
-            has it (such a row attends to everything evenly).
-    Errors: TypeError if the mask is not bool, or the dtype not floating.
-    """
-    _require_bool("mask", mask)
-    if not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
-    zero = torch.zeros((), dtype=dtype, device=mask.device)
-    return torch.where(mask, zero, torch.full_like(zero, fill))
-
-
-def from_additive(mask: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """The bool mask of an additive one: True where it holds 0, False where it is -1e4 or below.
-
-    Args:
-        mask: floating, any shape, nothing but 0 and values at or below ``BLOCKED_BELOW``.
-    Errors: TypeError if the mask is not floating; ValueError if it holds anything else (a bias such
-        as ALiBi's is not a mask, and 0/1 floats are meant as bool: say ``mask.bool()``).
-    """
-    if not isinstance(mask, Tensor) or not mask.is_floating_point():
-        raise TypeError(f"mask must be a floating tensor, got {_kind(mask)}")
-    allowed, blocked = mask == 0, mask <= BLOCKED_BELOW
-    odd = mask[~(allowed | blocked)]
-    if odd.numel():
-        raise ValueError(
-            f"mask must hold 0 and values <= {BLOCKED_BELOW:g} only, got {odd[0].item():g}; "
-            "a mask of 0 and 1 becomes bool by mask.bool()"
-        )
-    return allowed
-
-
-def to_torch(
-    attn_mask: Bool[Tensor, "..."] | None = None,
-    key_mask: Bool[Tensor, "B S"] | None = None,
-    *,
-    num_heads: int | None = None,
-) -> dict[str, Tensor | None]:
-    """The two masks of ``torch.nn.MultiheadAttention``, where True means "blocked".
-
-    Args:
-        attn_mask: bool (T, S), or (B, T, S), or (B, H or 1, T, S).
-        key_mask: bool (B, S).
-        num_heads: H, needed when ``attn_mask`` has a batch axis: torch wants (B*H, T, S).
-    Returns: a dict with ``attn_mask`` and ``key_padding_mask``, ready to be passed as ``**masks``.
-    Errors: TypeError for a mask that is not bool; ValueError for a missing ``num_heads`` or a
-        wrong shape.
-    """
-    blocked = None
-    if attn_mask is not None:
-        _require_bool("attn_mask", attn_mask)
-        blocked = ~attn_mask
-        if blocked.ndim > 2:
-            blocked = _fold_heads(blocked, num_heads)  # (B*H, T, S)
-        elif blocked.ndim < 2:
-            raise ValueError(f"attn_mask must have 2 to 4 axes, got {tuple(attn_mask.shape)}")
-    if key_mask is not None:
-        _require_bool("key_mask", key_mask)
-    return {
-        "attn_mask": blocked,
-        "key_padding_mask": None if key_mask is None else ~key_mask,
-    }
-
-
-def _fold_heads(mask: Tensor, num_heads: int | None) -> Tensor:
-    """(B, T, S) or (B, H or 1, T, S) -> (B*H, T, S), batch first, as torch unfolds it."""
-    if num_heads is None:
-        raise ValueError("num_heads is needed: torch wants a mask with a batch axis as (B*H, T, S)")
-    if mask.ndim == 3:
-        mask = mask[:, None]  # (B, 1, T, S)
-    if mask.ndim != 4 or mask.shape[1] not in (1, num_heads):
-        shape = tuple(mask.shape)
-        raise ValueError(f"attn_mask must be (B, 1 or H={num_heads}, T, S), got {shape}")
-    batch, _, length, size = mask.shape
-    mask = mask.expand(batch, num_heads, length, size)
-    return mask.reshape(batch * num_heads, length, size)  # (B*H, T, S)
-
-
-def from_torch(
-    attn_mask: Tensor | None = None,
-    key_padding_mask: Tensor | None = None,
-    *,
-    num_heads: int | None = None,
-) -> dict[str, Tensor | None]:
-    """Our two masks, from those of ``torch.nn.MultiheadAttention``.
-
-    Args:
-        attn_mask: (T, S) or (B*H, T, S); bool (True = blocked) or float (added).
-        key_padding_mask: (B, S); bool (True = padding) or additive.
-        num_heads: H, needed when ``attn_mask`` has three axes.
-    Returns: a dict with ``attn_mask`` (True = may attend, or float) and ``key_mask``, ready to be
-        passed as ``**masks``.
-    Errors: ValueError for a shape that does not fit; TypeError for an integer mask.
-    """
-    if attn_mask is not None:
-        _require_mask("attn_mask", attn_mask)
-        if attn_mask.dtype == torch.bool:
-            attn_mask = ~attn_mask
-        if attn_mask.ndim == 3:
-            if not num_heads or attn_mask.shape[0] % num_heads:
-                raise ValueError(
-                    f"num_heads must divide the first axis of attn_mask {tuple(attn_mask.shape)}, "
-                    f"got {num_heads}"
-                )
-            attn_mask = attn_mask.unflatten(0, (-1, num_heads))  # (B, H, T, S)
-    if key_padding_mask is not None:
-        _require_mask("key_padding_mask", key_padding_mask)
-        is_bool = key_padding_mask.dtype == torch.bool
-        key_padding_mask = ~key_padding_mask if is_bool else from_additive(key_padding_mask)
-    return {"attn_mask": attn_mask, "key_mask": key_padding_mask}
-
-
-def to_keras(
-    attn_mask: Bool[Tensor, "..."] | None = None, key_mask: Bool[Tensor, "B S"] | None = None
-) -> Bool[Tensor, "..."] | None:
-    """The ``attention_mask`` of ``keras.layers.MultiHeadAttention``: one mask, True = may attend.
-
-    Args:
-        attn_mask: bool (T, S), (B, T, S) or (B, H or 1, T, S).
-        key_mask: bool (B, S).
-    Returns: (B, T, S) where heads agree, else (B, H, T, S); a batch axis of 1 broadcasts.
-    Errors: TypeError for a mask that is not bool; ValueError for an attn_mask of another shape.
-    """
-    for name, mask in (("attn_mask", attn_mask), ("key_mask", key_mask)):
-        if mask is not None:
-            _require_bool(name, mask)
-    if attn_mask is not None and not 2 <= attn_mask.ndim <= 4:
-        raise ValueError(f"attn_mask must have 2 to 4 axes, got {tuple(attn_mask.shape)}")
-    if attn_mask is not None and attn_mask.ndim == 3:
-        attn_mask = attn_mask[:, None]  # (B, 1, T, S)
-    rows = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, S)
-    mask = combine(attn_mask, rows)
-    if mask is None:
-        return None
-    mask = mask[(None,) * (4 - mask.ndim)]  # (B, H or 1, T, S)
-    return mask[:, 0] if mask.shape[1] == 1 else mask
-
-
-def from_keras(attention_mask: Bool[Tensor, "..."]) -> dict[str, Tensor]:
-    """Our ``attn_mask``, from Keras's ``attention_mask`` (B, T, S) or (B, H, T, S).
-
-    Returns: a dict with ``attn_mask``, (B, 1, T, S) or (B, H, T, S), to be passed as ``**masks``.
-    Errors: ValueError for another number of axes; TypeError if it is not bool (Keras also takes
-        0/1 numbers: say ``.bool()``).
-    """
-    _require_bool("attention_mask", attention_mask)
-    if attention_mask.ndim not in (3, 4):
-        shape = tuple(attention_mask.shape)
-        raise ValueError(f"attention_mask must be (B, T, S) or (B, H, T, S), got {shape}")
-    return {"attn_mask": attention_mask[:, None] if attention_mask.ndim == 3 else attention_mask}
-
-
-def to_transformers(
-    attn_mask: Bool[Tensor, "..."] | None = None,
-    key_mask: Bool[Tensor, "B S"] | None = None,
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor | None:
-    """The ``attention_mask`` that a Transformers model takes.
-
-    Args:
-        attn_mask: bool (T, S), (B, T, S) or (B, H or 1, T, S).
-        key_mask: bool (B, S).
-        dtype: dtype of the additive mask.
-    Returns: (B, S) int64 of 1 and 0 if only ``key_mask`` is given; otherwise the additive form
-        (B, H or 1, T, S) of 0 and ``finfo(dtype).min``. None without masks.
-    Errors: TypeError for a mask that is not bool.
-    """
-    if attn_mask is None:
-        if key_mask is None:
-            return None
-        _require_bool("key_mask", key_mask)
-        return key_mask.long()  # (B, S)
-    mask = to_keras(attn_mask, key_mask)
-    mask = mask[:, None] if mask.ndim == 3 else mask  # (B, H or 1, T, S)
-    return to_additive(mask, dtype, fill=torch.finfo(dtype).min)
-
-
-def from_transformers(attention_mask: Tensor) -> dict[str, Tensor]:
-    """Our masks, from the ``attention_mask`` of a Transformers model.
-
-    Args:
-        attention_mask: (B, S) of 1 and 0, or bool; or (B, H or 1, T, S), bool (True = may attend)
-            or additive.
-    Returns: a dict with ``key_mask`` (two axes) or ``attn_mask`` (four axes), both bool. A row of
-        ``finfo.min``, which there attends to everything evenly, becomes a row that sees nothing.
-    Errors: ValueError for another number of axes, or for numbers that are not of these forms;
-        TypeError for what is no tensor, or a four-axis mask of integers.
-    """
-    if not isinstance(attention_mask, Tensor):
-        raise TypeError(f"attention_mask must be a tensor, got {_kind(attention_mask)}")
-    if attention_mask.ndim == 2:
-        if not ((attention_mask == 0) | (attention_mask == 1)).all():
-            raise ValueError("attention_mask of shape (B, S) must hold 0 and 1 only")
-        return {"key_mask": attention_mask.bool()}
-    if attention_mask.ndim == 4:
-        is_bool = attention_mask.dtype == torch.bool
-        return {"attn_mask": attention_mask if is_bool else from_additive(attention_mask)}
-    shape = tuple(attention_mask.shape)
-    raise ValueError(f"attention_mask must have 2 or 4 axes, got shape {shape}")
 
 
 def draw(mask: Bool[Tensor, "..."], query_labels=None, key_labels=None, **options):
@@ -376,21 +231,3 @@ def draw(mask: Bool[Tensor, "..."], query_labels=None, key_labels=None, **option
     from mha import viz
 
     return viz.mask(mask, query_labels, key_labels, **options)
-
-
-def _kind(given) -> str:
-    return str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
-
-
-def _require_bool(name: str, mask: Tensor) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool tensor, got {_kind(mask)}; say {name}.bool()")
-
-
-def _require_mask(name: str, mask: Tensor) -> None:
-    if isinstance(mask, Tensor) and (mask.dtype == torch.bool or mask.is_floating_point()):
-        return
-    raise TypeError(
-        f"{name} must be bool or floating (added to the scores), got {_kind(mask)}; "
-        f"for 0 and 1 say {name}.bool()"
-    )

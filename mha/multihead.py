@@ -1,15 +1,19 @@
 """MultiHeadAttention, the top rung: the module to use.
 
-Axes: B batch, H heads, T queries, S keys, D width of one head, E width of the model.
+Axes: B batch, H heads, H_kv key heads, T queries, S keys, D width of one head, E of the model.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mha import _checks
-from mha.attention import scaled_dot_product_attention
+from mha.attention import attend
+from mha.cache import KVCache
 from mha.heads import default_head_dim, default_inputs, merge_heads, split_heads
+from mha.positions import ALiBi, Rotary
+
+NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
 
 
 class MultiHeadAttention(nn.Module):
@@ -22,17 +26,22 @@ class MultiHeadAttention(nn.Module):
     Args:
         embed_dim: E, width of the queries and of the output.
         num_heads: H.
+        num_kv_heads: H_kv, a divisor of H, which is the default; each key head serves H / H_kv
+            query heads (1: multi-query attention).
         head_dim: D, embed_dim // num_heads by default; H*D need not be E.
         kdim, vdim: widths of ``key`` and ``value``, embed_dim by default.
         bias: whether q_proj, k_proj and v_proj add a bias.
         out_bias: whether out_proj does; as ``bias`` by default.
         dropout: probability of dropping a weight while training, in [0, 1].
         is_causal: default of ``forward``'s ``is_causal``.
-        scale: factor of the scores, 1/sqrt(D) by default.
-        backend: as in ``mha.scaled_dot_product_attention``.
+        rope: a ``mha.positions.Rotary`` that turns queries and keys by their positions.
+        qk_norm: "rms" or "layer": normalise the D features of each head's query and key, before
+            ``rope``, by ``q_norm`` and ``k_norm``, which all heads share.
+        softcap, window, scale, backend: as in ``mha.scaled_dot_product_attention``.
         device, dtype: of the parameters.
     Errors: TypeError or ValueError naming the argument, what came and what was expected.
-    Source: Vaswani et al. (2017), section 3.2.2. Weights start as Xavier uniform, biases at 0.
+    Source: Vaswani et al. (2017), section 3.2.2; grouped heads: Ainslie et al. (2023); qk_norm:
+        Henry et al. (2020). Weights start as Xavier uniform, biases at 0.
     """
 
     def __init__(
@@ -40,6 +49,7 @@ class MultiHeadAttention(nn.Module):
         embed_dim: int,
         num_heads: int,
         *,
+        num_kv_heads: int | None = None,
         head_dim: int | None = None,
         kdim: int | None = None,
         vdim: int | None = None,
@@ -47,6 +57,10 @@ class MultiHeadAttention(nn.Module):
         out_bias: bool | None = None,
         dropout: float = 0.0,
         is_causal: bool = False,
+        rope: Rotary | None = None,
+        qk_norm: str | None = None,
+        softcap: float | None = None,
+        window: tuple[int | None, int | None] | None = None,
         scale: float | None = None,
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -54,33 +68,47 @@ class MultiHeadAttention(nn.Module):
     ):
         super().__init__()
         head_dim = default_head_dim(embed_dim, num_heads, head_dim)
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        _check_key_heads(num_heads, num_kv_heads)
+        _check_norm_and_rope(qk_norm, rope, head_dim)
         _checks.check_dropout("dropout", dropout)
         _checks.check_scale(scale)
+        _checks.check_softcap(softcap)
+        _checks.check_window(window)
         _checks.check_backend(backend)
         _checks.check_flag("is_causal", is_causal)
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, head_dim
+        self.num_kv_heads = num_kv_heads
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
         _checks.check_size("kdim", self.kdim)
         _checks.check_size("vdim", self.vdim)
-        self.dropout, self.is_causal = dropout, is_causal
+        self.dropout, self.is_causal, self.rope = dropout, is_causal, rope
+        self.softcap, self.window = softcap, None if window is None else tuple(window)
         self.scale, self.backend = scale, backend
-        width, made = num_heads * head_dim, {"device": device, "dtype": dtype}
+        made = {"device": device, "dtype": dtype}
+        width, key_width = num_heads * head_dim, num_kv_heads * head_dim
         self.q_proj = nn.Linear(embed_dim, width, bias=bias, **made)
-        self.k_proj = nn.Linear(self.kdim, width, bias=bias, **made)
-        self.v_proj = nn.Linear(self.vdim, width, bias=bias, **made)
+        self.k_proj = nn.Linear(self.kdim, key_width, bias=bias, **made)
+        self.v_proj = nn.Linear(self.vdim, key_width, bias=bias, **made)
         out_bias = bias if out_bias is None else out_bias
         self.out_proj = nn.Linear(width, embed_dim, bias=out_bias, **made)
+        self.q_norm = self.k_norm = None
+        if qk_norm is not None:
+            self.q_norm, self.k_norm = (NORMS[qk_norm](head_dim, **made) for _ in range(2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights Xavier uniform (Glorot and Bengio 2010), biases 0."""
+        """Weights Xavier uniform (Glorot and Bengio 2010), biases 0, norms 1."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                norm.reset_parameters()
 
     def forward(
         self,
@@ -88,9 +116,11 @@ class MultiHeadAttention(nn.Module):
         key: Float[Tensor, "B S Ek"] | None = None,
         value: Float[Tensor, "B S Ev"] | None = None,
         *,
-        attn_mask: Tensor | None = None,
+        attn_mask: Tensor | ALiBi | None = None,
         key_mask: Bool[Tensor, "B S"] | None = None,
         is_causal: bool | None = None,
+        positions: Int[Tensor, "*B T"] | None = None,
+        cache: KVCache | None = None,
         return_weights: bool = False,
     ) -> Float[Tensor, "B T E"] | tuple[Float[Tensor, "B T E"], Float[Tensor, "B H T S"]]:
         """Project, split into heads, attend, join the heads, apply W_O.
@@ -99,36 +129,54 @@ class MultiHeadAttention(nn.Module):
             query: (B, T, E).
             key: (B, S, kdim); ``query`` by default (self-attention).
             value: (B, S, vdim); ``key`` by default.
-            attn_mask: broadcasts to (B, H, T, S); bool (True = may attend) or float (added). A
-                mask (B, T, S) needs a head axis, ``attn_mask[:, None]``: where B equals H it
-                would be read as (H, T, S).
+            attn_mask: broadcasts to (B, H, T, S); bool (True = may attend) or float (added), or a
+                ``mha.positions.ALiBi``. A mask (B, T, S) needs a head axis, ``attn_mask[:, None]``:
+                where B equals H it would be read as (H, T, S).
             key_mask: bool (B, S), True = a real key. What stands at an excluded key, NaN too,
                 reaches neither output nor gradient. In self-attention it is a query as well, and
                 answers like any other; where it is not finite it counts as 0.
             is_causal: query i sees key j only if j <= i; the module's own setting by default.
+            positions: integers (T,) or (B, T), where the queries stand, for ``rope``; by default
+                0 ... T-1, or what follows in the cache. In self-attention the keys stand there
+                too, in cross-attention at 0 ... S-1.
+            cache: a ``KVCache``, under ``torch.no_grad()``. The new keys and values are appended,
+                and the queries see all that it holds: S counts that, and causality and windows are
+                aligned by it. ``key_mask`` is (B, T), of the new tokens. A static cache takes the
+                memory at the first call, with its ``key_mask``; from then on it stands for ``key``,
+                ``value`` and ``key_mask``, which may be left out.
             return_weights: also return the weights, before dropout.
         Returns: output (B, T, E), and weights (B, H, T, S) if asked for. A query that may see
             nothing gives ``out_proj.bias`` and zero weights.
         Errors: TypeError or ValueError naming the argument, what came and what was expected.
         """
-        key, value = default_inputs(query, key, value)
-        self._check_inputs(query, key, value)
         is_causal = self.is_causal if is_causal is None else is_causal
-        if key_mask is not None:  # before the maps, whose weight gradients see the inputs too
-            _checks.check_key_mask(key_mask, query, tuple(key.shape[:2]))
-            padding = ~key_mask[..., None]  # (B, S, 1)
-            if key is query:  # self-attention: NaN at a padded key is NaN at its query too
-                query = query.masked_fill(padding & ~query.isfinite(), 0.0)
-            key, value = key.masked_fill(padding, 0.0), value.masked_fill(padding, 0.0)
-        joined = scaled_dot_product_attention(
-            split_heads(self.q_proj(query), self.num_heads),  # (B, T, H*D) -> (B, H, T, D)
-            split_heads(self.k_proj(key), self.num_heads),  # (B, S, H*D) -> (B, H, S, D)
-            split_heads(self.v_proj(value), self.num_heads),  # (B, S, H*D) -> (B, H, S, D)
-            attn_mask,
+        q_offset, self_attention = 0, key is None or key is query
+        self._check_helpers(query, positions, cache)
+        if cache is not None and cache.static and cache.filled:
+            self._check_inputs(query=query)
+            q = self._queries(query, self._positions(positions, query, None))
+            k, v, key_mask, q_offset = cache.read()
+        else:
+            key, value = default_inputs(query, key, value)
+            self._check_inputs(query=query, key=key, value=value)
+            query, key, value = _zero_padding(query, key, value, key_mask)
+            places = self._positions(positions, query, cache if self_attention else None)
+            q = self._queries(query, places)  # (B, H, T, D)
+            places = places if self_attention else self._positions(None, key, cache)
+            k, v = self._keys(key, places), split_heads(self.v_proj(value), self.num_kv_heads)
+            if cache is not None:
+                k, v, key_mask, q_offset = cache.append(k, v, key_mask)
+        joined = attend(
+            *(q, k, v, attn_mask),
             self.dropout if self.training else 0.0,
             is_causal,
             scale=self.scale,
+            enable_gqa=self.num_kv_heads != self.num_heads,
+            softcap=self.softcap,
             key_mask=key_mask,
+            window=self.window,
+            q_offset=q_offset,
+            padding_is_zero=True,
             return_weights=return_weights,
             backend=self.backend,
         )
@@ -136,25 +184,59 @@ class MultiHeadAttention(nn.Module):
         output = self.out_proj(merge_heads(joined))  # (B, H, T, D) -> (B, T, H*D) -> (B, T, E)
         return (output, weights) if return_weights else output
 
-    def _check_inputs(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+    def _queries(self, query: Tensor, positions: Tensor | None) -> Tensor:
+        """Project, split, normalise, turn: (B, T, E) -> (B, H, T, D)."""
+        q = split_heads(self.q_proj(query), self.num_heads)
+        q = q if self.q_norm is None else self.q_norm(q)
+        return q if self.rope is None else self.rope(q, positions)
+
+    def _keys(self, key: Tensor, positions: Tensor | None) -> Tensor:
+        """Project, split, normalise, turn: (B, S, kdim) -> (B, H_kv, S, D)."""
+        k = split_heads(self.k_proj(key), self.num_kv_heads)
+        k = k if self.k_norm is None else self.k_norm(k)
+        return k if self.rope is None else self.rope(k, positions)
+
+    def _positions(self, given: Tensor | None, x: Tensor, cache: KVCache | None) -> Tensor | None:
+        """Where the tokens of ``x`` stand, (T,) or (B, T), if anybody wants to know."""
+        if self.rope is None or given is not None:
+            return given
+        first = 0 if cache is None else cache.position
+        first = first[:, None] if isinstance(first, Tensor) else first  # (B, 1)
+        return torch.arange(x.shape[1], device=x.device) + first
+
+    def _check_helpers(self, query: Tensor, positions: Tensor | None, cache) -> None:
+        """Refuse positions that nobody would use, and a cache that is none or of another batch."""
+        if positions is not None and self.rope is None:
+            raise ValueError("positions are for rope, and this module has none")
+        if cache is None:
+            return
+        if not isinstance(cache, KVCache):
+            raise TypeError(f"cache must be a mha.KVCache, got {type(cache).__name__}")
+        if isinstance(query, Tensor) and query.ndim == 3 and query.shape[0] != cache.batch_size:
+            raise ValueError(
+                f"cache must have the batch size of query, B={query.shape[0]}, "
+                f"got {cache.batch_size}"
+            )
+
+    def _check_inputs(self, **named: Tensor) -> None:
         """Refuse inputs that do not fit the module or one another."""
-        widths = {"embed_dim": self.embed_dim, "kdim": self.kdim, "vdim": self.vdim}
-        named = {"query": query, "key": key, "value": value}
-        for (name, x), (width_name, width) in zip(named.items(), widths.items(), strict=True):
+        widths = {"query": "embed_dim", "key": "kdim", "value": "vdim"}
+        for name, x in named.items():
             _checks.check_floating(name, x)
+            width = getattr(self, widths[name])
             if x.ndim != 3 or x.shape[-1] != width:
                 letter = "T" if name == "query" else "S"
                 raise ValueError(
-                    f"{name} must have shape (B, {letter}, {width_name}={width}), "
+                    f"{name} must have shape (B, {letter}, {widths[name]}={width}), "
                     f"got {tuple(x.shape)}"
                 )
-        if not query.shape[0] == key.shape[0] == value.shape[0]:
+        if len({x.shape[0] for x in named.values()}) > 1:
             got = ", ".join(f"{name} B={x.shape[0]}" for name, x in named.items())
             raise ValueError(f"query, key and value must have the same batch size B, got {got}")
-        if key.shape[1] != value.shape[1]:
+        if "key" in named and named["key"].shape[1] != named["value"].shape[1]:
             raise ValueError(
                 f"key and value must have the same length S, "
-                f"got key S={key.shape[1]}, value S={value.shape[1]}"
+                f"got key S={named['key'].shape[1]}, value S={named['value'].shape[1]}"
             )
         self._check_place(named)
 
@@ -177,8 +259,50 @@ class MultiHeadAttention(nn.Module):
                 )
 
     def extra_repr(self) -> str:
-        """What ``print(module)`` adds to the four layers."""
+        """What ``print(module)`` adds to the layers: sizes, and options that were given."""
+        options = {
+            "num_kv_heads": None if self.num_kv_heads == self.num_heads else self.num_kv_heads,
+            "rope": self.rope,
+            "softcap": self.softcap,
+            "window": self.window,
+            "scale": self.scale,
+        }
+        given = "".join(f", {name}={x!r}" for name, x in options.items() if x is not None)
         return (
             f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, head_dim={self.head_dim}, "
-            f"dropout={self.dropout}, is_causal={self.is_causal}, backend={self.backend!r}"
+            f"dropout={self.dropout}, is_causal={self.is_causal}, backend={self.backend!r}{given}"
         )
+
+
+def _zero_padding(
+    query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Zeros at excluded keys, before the maps, whose weight gradients see the inputs too."""
+    if key_mask is None:
+        return query, key, value
+    _checks.check_key_mask(key_mask, query, tuple(key.shape[:2]))
+    padding = ~key_mask[..., None]  # (B, S, 1)
+    zeroed = key.masked_fill(padding, 0.0)
+    value = zeroed if value is key else value.masked_fill(padding, 0.0)
+    if key is query:  # self-attention: NaN at a padded key is NaN at its query too
+        query = query.masked_fill(padding & ~query.isfinite(), 0.0)
+    return query, zeroed, value
+
+
+def _check_key_heads(num_heads: int, num_kv_heads: int) -> None:
+    _checks.check_size("num_kv_heads", num_kv_heads)
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_kv_heads must divide num_heads, got num_heads={num_heads} and "
+            f"num_kv_heads={num_kv_heads}"
+        )
+
+
+def _check_norm_and_rope(qk_norm: str | None, rope: Rotary | None, head_dim: int) -> None:
+    if qk_norm is not None and qk_norm not in NORMS:
+        raise ValueError(f"qk_norm must be None or one of {', '.join(NORMS)}, got {qk_norm!r}")
+    if rope is None:
+        return
+    if not isinstance(rope, Rotary):
+        raise TypeError(f"rope must be a mha.positions.Rotary, got {type(rope).__name__}")
+    rope.width(head_dim)  # refuses a head that it cannot turn

@@ -1,7 +1,15 @@
-"""Positions: attention cannot tell in which order its keys stand, so numbers say it."""
+"""Positions: attention cannot tell in which order its keys stand, so numbers say it.
+
+Added to the embedding (``sinusoidal``), as an angle of queries and keys (``Rotary``), or as a bias
+of the scores (``ALiBi``). Axes: B batch, H heads, T queries, S keys, D width of one head.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -43,3 +51,256 @@ def sinusoidal(
     angle = torch.outer(position, frequency)  # (length, dim/2)
     encoding = torch.stack((angle.sin(), angle.cos()), dim=-1)  # (length, dim/2, 2)
     return encoding.flatten(-2).to(device=device, dtype=dtype)  # (length, dim)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: pairs of features turn by an angle that grows with the position.
+
+    A query turned by its position and a key turned by its own have a dot product that depends on
+    the distance between them alone. Values are left as they are. Pair i of n turns by
+    ``base ** (-i / n)`` radians a position. There is nothing to learn and nothing is kept: the
+    object may be shared between modules and devices.
+
+    Args:
+        dim: how many features turn, the first ones, even; the rest pass as they are. All by default.
+        base: how much slower a pair after the last would turn than the first, above 0.
+        interleaved: which features make pair i: ``(i, i + n)`` by default, the first half against
+            the second (GPT-NeoX, Llama), or ``(2i, 2i + 1)`` if True (RoFormer, GPT-J). Weights
+            made for the one are wrong for the other.
+    Errors: ValueError for a dim that is odd or not positive, or a base not above 0 and finite;
+        TypeError for another type.
+    Source: Su et al. 2021, RoFormer, section 3.2 and equation 34.
+    """
+
+    dim: int | None = None
+    _: KW_ONLY
+    base: float = 10000.0
+    interleaved: bool = False
+
+    def __post_init__(self):
+        if self.dim is not None:
+            _check_int("dim", self.dim)
+            if self.dim <= 0 or self.dim % 2:
+                raise ValueError(f"dim must be even and positive (pairs), got {self.dim}")
+        if isinstance(self.base, bool) or not isinstance(self.base, int | float):
+            raise TypeError(f"base must be a number, got {self.base!r}")
+        if not 0 < self.base < math.inf:
+            raise ValueError(f"base must be above 0 and finite, got {self.base}")
+        if not isinstance(self.interleaved, bool):
+            raise TypeError(f"interleaved must be True or False, got {self.interleaved!r}")
+
+    def __call__(
+        self, x: Float[Tensor, "... T D"], positions: Int[Tensor, "... T"]
+    ) -> Float[Tensor, "... T D"]:
+        """Queries or keys, turned.
+
+        Args:
+            x: (B, H, T, D) or (..., T, D), floating.
+            positions: integers, (T,) for all alike, or (B, T) with B the first axis of x (or 1).
+                Any origin will do, negative numbers too, as long as queries and keys share it.
+        Returns: like x, in shape and dtype. Angles are taken in float64 (float32 on a device that
+            has no float64), sines and products in float32 or better, rounded to x's dtype once.
+        Errors: ValueError if D is odd (without ``dim``) or below ``dim``, or if the shapes or the
+            devices do not fit; TypeError if x is not floating or positions are not integers.
+        """
+        cosine, sine = self._tables(positions, x)
+        return self._turn(x, cosine, sine)
+
+    def pair(
+        self,
+        query: Float[Tensor, "... T D"],
+        key: Float[Tensor, "... T D"],
+        positions: Int[Tensor, "... T"],
+    ) -> tuple[Float[Tensor, "... T D"], Float[Tensor, "... T D"]]:
+        """Queries and keys that stand at the same positions, turned; angles are computed once.
+
+        Args and errors as for a call; the two may differ in their number of heads, but in no other
+        axis. Returns: (query, key).
+        """
+        if query.shape[-2:] != key.shape[-2:] or query.shape[:1] != key.shape[:1]:
+            raise ValueError(
+                "query and key must share B, T and D to stand at the same positions, got query "
+                f"{tuple(query.shape)} and key {tuple(key.shape)}"
+            )
+        cosine, sine = self._tables(positions, query, key)
+        return self._turn(query, cosine, sine), self._turn(key, cosine, sine)
+
+    def width(self, head_dim: int) -> int:
+        """How many of a head's D features turn. ValueError if they cannot be paired."""
+        if self.dim is None and head_dim % 2:
+            raise ValueError(
+                f"the head width D must be even for rotary positions (or give dim), got {head_dim}"
+            )
+        if self.dim is not None and self.dim > head_dim:
+            raise ValueError(f"dim must be at most the head width D={head_dim}, got {self.dim}")
+        return head_dim if self.dim is None else self.dim
+
+    def _tables(self, positions: Tensor, x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every angle, (T, n) or (B, 1, ..., T, n) to fit x."""
+        for tensor in (x, *others):
+            _check_rotatable(tensor, positions)
+        width = self.width(x.shape[-1])
+        exact = torch.float32 if x.device.type == "mps" else torch.float64
+        pair = torch.arange(0, width, 2, dtype=exact, device=x.device)  # (n,)
+        angle = positions.to(exact)[..., None] * self.base ** (-pair / width)  # (..., T, n)
+        if angle.ndim == 3:  # (B, T, n)
+            ones = (1,) * (x.ndim - 3)
+            angle = angle.reshape(angle.shape[0], *ones, *angle.shape[1:])  # (B, 1, ..., T, n)
+        dtype = torch.float32
+        for tensor in (x, *others):
+            dtype = torch.promote_types(dtype, tensor.dtype)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+    def _turn(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        """One rotation a pair. Half types are promoted to the tables' dtype by the products."""
+        n = cosine.shape[-1]
+        head, rest = x[..., : 2 * n], x[..., 2 * n :]  # (..., T, 2n), (..., T, D - 2n)
+        if self.interleaved:
+            a, b = head[..., 0::2], head[..., 1::2]  # (..., T, n) each
+        else:
+            a, b = head[..., :n], head[..., n:]  # (..., T, n) each
+        turned = (a * cosine - b * sine, b * cosine + a * sine)
+        if self.interleaved:
+            head = torch.stack(turned, dim=-1).flatten(-2)  # (..., T, n, 2) -> (..., T, 2n)
+        else:
+            head = torch.cat(turned, dim=-1)  # (..., T, 2n)
+        head = head.to(x.dtype)
+        return torch.cat((head, rest), dim=-1) if rest.shape[-1] else head  # (..., T, D)
+
+
+class ALiBi:
+    """Attention with linear biases: a key loses ``slope`` points of score for each step away.
+
+    Each head has its own slope, so some heads look near and some far. For H heads, a power of two,
+    they are ``2 ** (-8 * h / H)`` with h = 1 ... H. Otherwise the slopes of the power of two below
+    H come first, then every other slope, from the first, of the power above it. Without
+    ``is_causal`` keys on both sides lose alike.
+
+    Args:
+        num_heads: H.
+        slopes: (H,) finite numbers, to be used instead.
+        device: where the slopes live, and the bias by default.
+    Attributes: num_heads; slopes (H,) float32.
+    Errors: ValueError if num_heads is below 1, or slopes are not H finite numbers (looked at on the
+        CPU only, and not while compiling) or require grad; TypeError for other types.
+    Source: Press et al. 2022, section 3, and the slopes of its published code.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        *,
+        slopes: Float[Tensor, "H"] | Sequence[float] | None = None,
+        device: torch.device | str | None = None,
+    ):
+        _check_int("num_heads", num_heads)
+        if num_heads < 1:
+            raise ValueError(f"num_heads must be at least 1, got {num_heads}")
+        if isinstance(slopes, Tensor) and slopes.requires_grad:
+            raise ValueError("slopes must be fixed numbers, got a tensor that requires grad")
+        slopes = _press_slopes(num_heads) if slopes is None else slopes
+        slopes = torch.as_tensor(slopes, dtype=torch.float32, device=device)
+        if slopes.shape != (num_heads,):
+            raise ValueError(
+                f"slopes must be num_heads={num_heads} numbers, got shape {tuple(slopes.shape)}"
+            )
+        readable = slopes.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and not slopes.isfinite().all():
+            raise ValueError(f"slopes must be finite, got {slopes.tolist()}")
+        self.num_heads = num_heads
+        self.slopes = slopes
+
+    def bias(
+        self,
+        T: int,
+        S: int | None = None,
+        *,
+        q_offset: int | Int[Tensor, "*B"] = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Float[Tensor, "*B H T S"]:
+        """What is added to the scores: ``-slope * |j - (i + q_offset)|``.
+
+        Args:
+            T: number of queries.
+            S: number of keys, T by default.
+            q_offset: position of the first query among the keys; a tensor (B,) for one each.
+            device: of the result; by default that of a tensor q_offset, or of the slopes.
+            dtype: of the result, float32 by default. Computed in float32 or better, rounded once.
+        Returns: (H, T, S), or (B, H, T, S) for a tensor (B,). A chunk of queries from i on is
+            ``bias(n, S, q_offset=i)``.
+        Errors: ValueError for a negative size, or a q_offset elsewhere than ``device``; TypeError
+            for sizes or offsets that are no integers, or a dtype that is not floating.
+        """
+        S = T if S is None else S
+        dtype = torch.float32 if dtype is None else dtype
+        _check_bias(T, S, q_offset, device, dtype)
+        if isinstance(q_offset, Tensor):
+            device = q_offset.device
+            q_offset = q_offset[..., None, None, None]  # (B, 1, 1, 1)
+        device = self.slopes.device if device is None else device
+        exact = torch.promote_types(torch.float32, dtype)
+        query = torch.arange(T, device=device)[:, None] + q_offset  # (T, 1) or (B, 1, T, 1)
+        key = torch.arange(S, dtype=exact, device=device)  # (S,)
+        distance = 0.0 - (key - query.to(exact)).abs()  # (..., T, S), at most 0 and never -0.0
+        slope = self.slopes.to(device=device, dtype=exact)[:, None, None]  # (H, 1, 1)
+        return (slope * distance).to(dtype)  # (..., H, T, S)
+
+    def __repr__(self) -> str:
+        return f"ALiBi(num_heads={self.num_heads})"
+
+
+def _press_slopes(num_heads: int) -> list[float]:
+    """The slopes of Press et al.: a geometric sequence, and how it is filled up."""
+    below = 2 ** (num_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * h / below) for h in range(1, below + 1)]
+    between = [2 ** (-8 * h / (2 * below)) for h in range(1, 2 * below, 2)]
+    return slopes + between[: num_heads - below]
+
+
+def _check_int(name: str, number) -> None:
+    """Refuse what is not an int (a bool is none)."""
+    if isinstance(number, bool) or not isinstance(number, int | torch.SymInt):
+        raise TypeError(f"{name} must be an int, got {number!r}")
+
+
+def _check_integers(name: str, x) -> None:
+    """Refuse what is not a tensor of integers."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor of integers, got {type(x).__name__}")
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers, got {x.dtype}")
+
+
+def _check_rotatable(x: Tensor, positions: Tensor) -> None:
+    """Refuse features and positions that do not fit each other."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a floating-point tensor, got {got}")
+    _check_integers("positions", positions)
+    fits = x.ndim >= 2 and positions.ndim in (1, 2) and positions.shape[-1] == x.shape[-2]
+    if fits and positions.ndim == 2:
+        fits = x.ndim >= 3 and (positions.shape[0] == 1 or positions.shape[0] == x.shape[0])
+    if not fits:
+        raise ValueError(
+            "positions must be (T,) or (B, T) for x (B, ..., T, D), got positions "
+            f"{tuple(positions.shape)} for x {tuple(x.shape)}"
+        )
+    if positions.device != x.device:
+        raise ValueError(f"positions must be on {x.device} like x, got {positions.device}")
+
+
+def _check_bias(T, S, q_offset, device, dtype) -> None:
+    """Refuse sizes, an offset or a dtype that no bias can have."""
+    for name, size in (("T", T), ("S", S)):
+        _check_int(name, size)
+        if size < 0:
+            raise ValueError(f"{name} must be 0 or more, got {size}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating type, got {dtype}")
+    if not isinstance(q_offset, Tensor):
+        return _check_int("q_offset", q_offset)
+    _check_integers("q_offset", q_offset)
+    if device is not None and torch.empty(0, device=device).device != q_offset.device:
+        raise ValueError(f"q_offset must be on {device}, got {q_offset.device}")

@@ -54,16 +54,22 @@ def bias(
     is_causal: bool = False,
     *,
     key_mask: np.ndarray | None = None,
-    q_offset: int = 0,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int | np.ndarray = 0,
 ) -> np.ndarray:
     """What is added to the scores: 0 where a query may look, -inf where not, or a float mask.
+
+    All that depends on order is said in one distance, of key j from the position of query i:
+    d = j - (i + q_offset). It is 0 at the query's own place, negative in its past.
 
     Args:
         shape: (..., H, T, S), the shape of the scores.
         attn_mask: bool (True = may attend) or float (added), broadcasts to ``shape``.
-        is_causal: query i sees key j only if j <= i + q_offset.
+        is_causal: query i sees key j only if d <= 0.
         key_mask: bool (..., S), True = a real key; its leading axes are those before H.
-        q_offset: position of the first query among the keys.
+        window: (left, right), query i sees key j only if -left <= d <= right; None on a side is
+            no bound there.
+        q_offset: position of the first query among the keys, one for all or (B,), one an example.
     Returns: float64, broadcastable to ``shape``; masks compose by AND.
     Errors: TypeError for an integer attn_mask.
     """
@@ -77,19 +83,71 @@ def bias(
         added = added + (np.where(attn_mask, 0.0, -np.inf) if is_bool else attn_mask)
     if key_mask is not None:
         added = added + np.where(key_mask, 0.0, -np.inf)[..., None, None, :]
+    offset = np.asarray(q_offset)
+    offset = offset[..., None, None, None] if offset.ndim else offset  # (B,) -> (B, 1, 1, 1)
+    distance = np.arange(size) - (np.arange(length)[:, None] + offset)  # (T, S) or (B, 1, T, S)
+    left, right = (None, None) if window is None else window
     if is_causal:
-        position = np.arange(length)[:, None] + q_offset  # (T, 1)
-        added = added + np.where(np.arange(size)[None, :] <= position, 0.0, -np.inf)
+        added = added + np.where(distance <= 0, 0.0, -np.inf)
+    if left is not None:
+        added = added + np.where(distance >= -left, 0.0, -np.inf)
+    if right is not None:
+        added = added + np.where(distance <= right, 0.0, -np.inf)
     return added
 
 
-def _operands(query, key, value, key_mask):
-    """float64 copies, with keys and values that ``key_mask`` excludes set to zero."""
+def cap(scores: np.ndarray, softcap: float | None) -> np.ndarray:
+    """c tanh(s / c): nearly s where s is small, and never beyond c; None changes nothing.
+
+    Args:
+        scores: any shape.
+        softcap: c, above 0.
+    Source: Gemma Team (2024), section 2, "logit soft-capping".
+    """
+    return scores if softcap is None else softcap * np.tanh(scores / softcap)
+
+
+def cap_backward(capped: np.ndarray, grad: np.ndarray, softcap: float | None) -> np.ndarray:
+    """Gradient of the scores, given that of ``capped = cap(scores, softcap)``.
+
+    The derivative of c tanh(s / c) is 1 - tanh(s / c)^2.
+    """
+    return grad if softcap is None else grad * (1.0 - (capped / softcap) ** 2)
+
+
+def repeat_heads(x: np.ndarray, num_heads: int) -> np.ndarray:
+    """(..., H_kv, S, D) -> (..., H, S, D): query head h reads key head h // (H // H_kv).
+
+    Errors: ValueError if ``num_heads`` is not a multiple of H_kv.
+    Source: Ainslie et al. (2023), section 2.2; H_kv = 1 is Shazeer (2019), one key head for all.
+    """
+    if num_heads % x.shape[-3]:
+        raise ValueError(f"num_heads must be a multiple of {x.shape[-3]}, got {num_heads}")
+    return np.repeat(x, num_heads // x.shape[-3], axis=-3)
+
+
+def repeat_heads_backward(grad: np.ndarray, num_kv_heads: int) -> np.ndarray:
+    """(..., H, S, D) -> (..., H_kv, S, D): what was read by a group gets the sum of its gradients."""
+    *lead, num_heads, size, width = grad.shape
+    groups = grad.reshape(*lead, num_kv_heads, num_heads // num_kv_heads, size, width)
+    return groups.sum(axis=-3)
+
+
+def _operands(query, key, value, key_mask, enable_gqa):
+    """float64 copies, a key head for each query head, and zeros at keys that are excluded."""
     query, key, value = (np.asarray(x, dtype=np.float64) for x in (query, key, value))
     if key_mask is not None:
         real = np.asarray(key_mask)[..., None, :, None]
         key, value = np.where(real, key, 0.0), np.where(real, value, 0.0)
+    if enable_gqa:
+        key, value = (repeat_heads(x, query.shape[-3]) for x in (key, value))
     return query, key, value
+
+
+def _scores(query, key, scale, softcap):
+    """The scores (..., H, T, S), scaled and capped, and the scale."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return cap(scale * (query @ np.swapaxes(key, -1, -2)), softcap), scale
 
 
 def attention(
@@ -100,28 +158,32 @@ def attention(
     is_causal: bool = False,
     *,
     scale: float | None = None,
+    enable_gqa: bool = False,
+    softcap: float | None = None,
     key_mask: np.ndarray | None = None,
-    q_offset: int = 0,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int | np.ndarray = 0,
     return_weights: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """softmax(scale Q K^T + mask) V, for every head at once.
 
     Args:
         query: (..., H, T, D).
-        key: (..., H, S, D).
-        value: (..., H, S, D_v).
-        attn_mask, is_causal, key_mask, q_offset: see ``bias``.
+        key: (..., H, S, D), or (..., H_kv, S, D) with ``enable_gqa``.
+        value: (..., H, S, D_v), or (..., H_kv, S, D_v) with ``enable_gqa``.
+        attn_mask, is_causal, key_mask, window, q_offset: see ``bias``.
         scale: factor of the scores, 1/sqrt(D) by default.
+        enable_gqa: several query heads share one key head, see ``repeat_heads``.
+        softcap: bound of the scaled scores, before the mask, see ``cap``.
         return_weights: also return the weights.
     Returns: output (..., H, T, D_v), float64, and weights (..., H, T, S) if asked for.
         A query that may see nothing gets zeros in both.
     Source: Vaswani et al. (2017), equation 1.
     """
-    query, key, value = _operands(query, key, value, key_mask)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = scale * (query @ np.swapaxes(key, -1, -2))  # (..., H, T, S)
-    added = bias(scores.shape, attn_mask, is_causal, key_mask=key_mask, q_offset=q_offset)
-    weights = softmax(scores + added)
+    query, key, value = _operands(query, key, value, key_mask, enable_gqa)
+    scores, _ = _scores(query, key, scale, softcap)  # (..., H, T, S)
+    order = {"window": window, "q_offset": q_offset}
+    weights = softmax(scores + bias(scores.shape, attn_mask, is_causal, key_mask=key_mask, **order))
     output = weights @ value  # (..., H, T, D_v)
     return (output, weights) if return_weights else output
 
@@ -135,38 +197,45 @@ def attention_backward(
     is_causal: bool = False,
     *,
     scale: float | None = None,
+    enable_gqa: bool = False,
+    softcap: float | None = None,
     key_mask: np.ndarray | None = None,
-    q_offset: int = 0,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int | np.ndarray = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of query, key and value, given the gradient of the output.
 
     With P = softmax(S), S = scale Q K^T + mask, O = P V:
     dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),  dQ = scale dS K,
-    dK = scale dS^T Q.
+    dK = scale dS^T Q. With a softcap, dS passes through it backward; with fewer key heads, dK
+    and dV are summed over the query heads that share one.
 
     Args:
         grad_output: (..., H, T, D_v), gradient of the loss with respect to the output.
-        the rest: as in ``attention``; query, key and value have equal leading axes.
-    Returns: gradients of query (..., H, T, D), key (..., H, S, D), value (..., H, S, D_v).
+        the rest: as in ``attention``; query, key and value have equal axes before the heads.
+    Returns: gradients of query (..., H, T, D), key (..., H, S, D), value (..., H, S, D_v), with
+        H_kv for H in the last two with ``enable_gqa``.
     """
-    masks = {"key_mask": key_mask, "q_offset": q_offset}
-    _, weights = attention(
-        query, key, value, attn_mask, is_causal, scale=scale, return_weights=True, **masks
-    )
-    query, key, value = _operands(query, key, value, key_mask)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = _operands(query, key, value, key_mask, enable_gqa)
+    scores, scale = _scores(q, k, scale, softcap)  # (..., H, T, S)
+    order = {"window": window, "q_offset": q_offset}
+    weights = softmax(scores + bias(scores.shape, attn_mask, is_causal, key_mask=key_mask, **order))
     grad_value = np.swapaxes(weights, -1, -2) @ grad_output  # (..., H, S, D_v)
-    grad_weights = grad_output @ np.swapaxes(value, -1, -2)  # (..., H, T, S)
+    grad_weights = grad_output @ np.swapaxes(v, -1, -2)  # (..., H, T, S)
     grad_scores = softmax_backward(weights, grad_weights)  # (..., H, T, S)
-    grad_query = scale * (grad_scores @ key)  # (..., H, T, D)
-    grad_key = scale * (np.swapaxes(grad_scores, -1, -2) @ query)  # (..., H, S, D)
+    grad_scores = cap_backward(scores, grad_scores, softcap)  # (..., H, T, S)
+    grad_query = scale * (grad_scores @ k)  # (..., H, T, D)
+    grad_key = scale * (np.swapaxes(grad_scores, -1, -2) @ q)  # (..., H, S, D)
+    if enable_gqa:
+        grad_key = repeat_heads_backward(grad_key, np.shape(key)[-3])  # (..., H_kv, S, D)
+        grad_value = repeat_heads_backward(grad_value, np.shape(value)[-3])  # (..., H_kv, S, D_v)
     return grad_query, grad_key, grad_value
 
 
 class Parameters(NamedTuple):
     """The four maps of multi-head attention, row-vector convention: ``x @ w + b``.
 
-    w_q (E, H*D), w_k (E_k, H*D), w_v (E_v, H*D), w_o (H*D, E); a bias has the width of its
+    w_q (E, H*D), w_k (E_k, H_kv*D), w_v (E_v, H_kv*D), w_o (H*D, E); a bias has the width of its
     map's result, or is 0.0 where there is none. Gradients come in the same form.
     """
 
@@ -215,8 +284,12 @@ def multi_head_attention(
     attn_mask: np.ndarray | None = None,
     is_causal: bool = False,
     *,
+    num_kv_heads: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     key_mask: np.ndarray | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int | np.ndarray = 0,
     return_weights: bool = False,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Project, split into heads, attend, join the heads, apply W_O.
@@ -227,26 +300,32 @@ def multi_head_attention(
         value: (B, S, E_v).
         parameters: the four maps.
         num_heads: H.
-        attn_mask, is_causal, key_mask: see ``bias``; attn_mask broadcasts to (B, H, T, S).
+        num_kv_heads: H_kv, the heads that w_k and w_v make; H by default.
+        scale, softcap: see ``attention``.
+        attn_mask, is_causal, key_mask, window, q_offset: see ``bias``; attn_mask broadcasts to
+            (B, H, T, S).
     Returns: output (B, T, E), and weights (B, H, T, S) if asked for.
     Source: Vaswani et al. (2017), section 3.2.2.
     """
-    q, k, v = _project(query, key, value, parameters, num_heads, key_mask)
+    heads = num_heads, num_heads if num_kv_heads is None else num_kv_heads
+    q, k, v = _project(query, key, value, parameters, heads, key_mask)
+    options = {"scale": scale, "enable_gqa": True, "softcap": softcap}
+    masks = {"key_mask": key_mask, "window": window, "q_offset": q_offset}
     joined, weights = attention(
-        q, k, v, attn_mask, is_causal, scale=scale, key_mask=key_mask, return_weights=True
+        q, k, v, attn_mask, is_causal, **options, **masks, return_weights=True
     )
     output = merge_heads(joined) @ parameters.w_o + parameters.b_o  # (B, T, E)
     return (output, weights) if return_weights else output
 
 
-def _project(query, key, value, parameters, num_heads, key_mask):
-    """Queries (B, H, T, D), keys (B, H, S, D) and values (B, H, S, D) of every head."""
+def _project(query, key, value, parameters, heads, key_mask):
+    """Queries (B, H, T, D), keys (B, H_kv, S, D) and values (B, H_kv, S, D) of every head."""
     query, key, value = _inputs(query, key, value, key_mask)
-    p = parameters
+    p, (num_heads, num_kv_heads) = parameters, heads
     return (
         split_heads(query @ p.w_q + p.b_q, num_heads),
-        split_heads(key @ p.w_k + p.b_k, num_heads),
-        split_heads(value @ p.w_v + p.b_v, num_heads),
+        split_heads(key @ p.w_k + p.b_k, num_kv_heads),
+        split_heads(value @ p.w_v + p.b_v, num_kv_heads),
     )
 
 
@@ -269,8 +348,12 @@ def multi_head_attention_backward(
     attn_mask: np.ndarray | None = None,
     is_causal: bool = False,
     *,
+    num_kv_heads: int | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     key_mask: np.ndarray | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int | np.ndarray = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Parameters]:
     """Gradients of the three inputs and of the eight parameters.
 
@@ -280,13 +363,15 @@ def multi_head_attention_backward(
     Returns: gradients of query (B, T, E), key (B, S, E_k), value (B, S, E_v), and ``Parameters``
         that hold the gradients of the weights and biases.
     """
-    p, masks = parameters, {"scale": scale, "key_mask": key_mask}
-    q, k, v = _project(query, key, value, p, num_heads, key_mask)
+    p, heads = parameters, (num_heads, num_heads if num_kv_heads is None else num_kv_heads)
+    q, k, v = _project(query, key, value, p, heads, key_mask)
+    options = {"scale": scale, "enable_gqa": True, "softcap": softcap}
+    masks = {"key_mask": key_mask, "window": window, "q_offset": q_offset}
     query, key, value = _inputs(query, key, value, key_mask)
-    joined = merge_heads(attention(q, k, v, attn_mask, is_causal, **masks))  # (B, T, H*D)
+    joined = merge_heads(attention(q, k, v, attn_mask, is_causal, **options, **masks))
     grad_joined = split_heads(grad_output @ p.w_o.T, num_heads)  # (B, H, T, D)
-    grads = attention_backward(grad_joined, q, k, v, attn_mask, is_causal, **masks)
-    dq, dk, dv = (merge_heads(g) for g in grads)  # (B, T, H*D) and twice (B, S, H*D)
+    grads = attention_backward(grad_joined, q, k, v, attn_mask, is_causal, **options, **masks)
+    dq, dk, dv = (merge_heads(g) for g in grads)  # (B, T, H*D) and twice (B, S, H_kv*D)
     pairs = ((query, dq), (key, dk), (value, dv), (joined, grad_output))
     grad_weights = [np.einsum("bti,bto->io", x, g) for x, g in pairs]
     grad_biases = [g.sum(axis=(0, 1)) for _, g in pairs]

@@ -598,13 +598,13 @@ REFUSALS = {
         "scale must be None or a number",
     ),
     "scale inf": ((Q, K, V), {"scale": math.inf}, ValueError, "scale must be finite, got inf"),
-    "offset type": ((Q, K, V), {"q_offset": 1.0}, TypeError, "q_offset must be an int, got float"),
-    "offset bool": ((Q, K, V), {"q_offset": True}, TypeError, "q_offset must be an int, got bool"),
+    "offset type": ((Q, K, V), {"q_offset": 1.0}, TypeError, "q_offset must be an int .*got float"),
+    "offset bool": ((Q, K, V), {"q_offset": True}, TypeError, "q_offset must be an int .*got bool"),
     "backend": (
         (Q, K, V),
         {"backend": "cudnn"},
         ValueError,
-        "backend must be one of auto, reference, sdpa, got 'cudnn'",
+        "backend must be one of auto, reference, sdpa, flex, got 'cudnn'",
     ),
 }
 

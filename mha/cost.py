@@ -1,0 +1,248 @@
+"""What attention costs on paper: FLOPs, bytes moved, and the least time a machine can need.
+
+Axes: B examples, H query heads, H_kv key and value heads, T queries, S keys, D width of a head,
+E width of the model. All counts are of one forward pass.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+SOFTMAX_FLOPS = 5
+"""For each score, by custom: compare, subtract, exponentiate, add, divide, one FLOP each."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work and traffic of one operation; costs add up.
+
+    Args:
+        flops: floating-point operations. bytes: read from memory and written to it.
+    """
+
+    flops: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs for each byte moved; NaN where nothing is moved."""
+        return self.flops / self.bytes if self.bytes else math.nan
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Two rates of a machine, which make its roofline.
+
+    Args:
+        flops_per_second: the fastest it computes. bytes_per_second: the fastest it moves data.
+    Source: Williams, Waterman and Patterson (2009).
+    """
+
+    flops_per_second: float
+    bytes_per_second: float
+
+    @property
+    def ridge(self) -> float:
+        """The intensity, in FLOPs per byte, from which on computing is the bottleneck."""
+        return self.flops_per_second / self.bytes_per_second
+
+    def rate(self, intensity: float) -> float:
+        """The roof: the most FLOPs per second at ``intensity`` FLOPs per byte."""
+        return min(self.flops_per_second, intensity * self.bytes_per_second)
+
+    def seconds(self, *costs: Cost) -> float:
+        """The least time for ``costs``, done one after another, each to and from memory."""
+        return sum(
+            max(cost.flops / self.flops_per_second, cost.bytes / self.bytes_per_second)
+            for cost in costs
+        )
+
+
+class ByteCounter(TorchDispatchMode):
+    """Watches what runs inside ``with ByteCounter() as counter:``, as FlopCounterMode does.
+
+    An operation reads each tensor it is given once and writes each result once; views and the
+    mere allocation of memory move nothing. ``counter.bytes`` maps the name of an operation, such as
+    "bmm", to a list with the bytes of each of its calls. What stays in a processor's own fast
+    memory between two operations is counted as if it had gone to memory and back.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes: dict[str, list[int]] = {}
+
+    @property
+    def total(self) -> int:
+        """The bytes of all calls together."""
+        return sum(map(sum, self.bytes.values()))
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = operation(*args, **kwargs)
+        name = operation.overloadpacket.__name__
+        if not (operation.is_view or name == "_unsafe_view" or name.startswith("empty")):
+            inputs = args, {key: x for key, x in kwargs.items() if key != "out"}
+            moved = [x.nbytes for x in tree_leaves((inputs, result)) if isinstance(x, Tensor)]
+            self.bytes.setdefault(name, []).append(sum(moved))
+        return result
+
+
+def total(parts: Mapping[str, Cost]) -> Cost:
+    """The sum of named costs."""
+    return sum(parts.values(), Cost())
+
+
+def product(m: int, k: int, n: int, *, batch: int = 1, itemsize: int = 4) -> Cost:
+    """``batch`` products (m, k) @ (k, n): 2 m k n FLOPs each, two operands read, one result written.
+
+    Args:
+        m, k, n, batch: sizes. itemsize: bytes of one number.
+    Errors: ValueError for a size that is no int of at least 0.
+    """
+    _check(m=m, k=k, n=n, batch=batch, itemsize=itemsize)
+    return Cost(2 * batch * m * k * n, itemsize * batch * (m * k + k * n + m * n))
+
+
+def projections(
+    *,
+    T: int,
+    E: int,
+    H: int,
+    B: int = 1,
+    S: int | None = None,
+    H_kv: int | None = None,
+    D: int | None = None,
+    itemsize: int = 4,
+) -> dict[str, Cost]:
+    """The four linear maps of ``mha.MultiHeadAttention``, under their names; biases left out.
+
+    Args:
+        T, E, H, B, S, H_kv, D: sizes; S is T, H_kv is H and D is E / H unless given.
+        itemsize: bytes of one number.
+    Errors: ValueError for a size that is no int of at least 0, and for heads that do not divide.
+    """
+    S, H_kv = T if S is None else S, H if H_kv is None else H_kv
+    _check_heads(H, H_kv)
+    if D is None and E % H:
+        raise ValueError(f"E must be a multiple of H where D is not given, got E={E} and H={H}")
+    D = E // H if D is None else D
+    maps = {
+        "q_proj": (B * T, E, H * D),
+        "k_proj": (B * S, E, H_kv * D),
+        "v_proj": (B * S, E, H_kv * D),
+        "out_proj": (B * T, H * D, E),
+    }
+    return {name: product(*sizes, itemsize=itemsize) for name, sizes in maps.items()}
+
+
+def naive(
+    *, H: int, T: int, S: int, D: int, B: int = 1, H_kv: int | None = None, itemsize: int = 4
+) -> dict[str, Cost]:
+    """Attention in three operations, each from memory to memory: scores, softmax, weighted sum.
+
+    The scores and the weights, T x S for each head, are written once and read once each. A mask
+    saves nothing: what it hides has been computed.
+
+    Args:
+        H, T, S, D, B, H_kv: sizes; H_kv is H unless given, and a key head is read once for the
+            H / H_kv query heads that share it. itemsize: bytes of one number.
+    Errors: ValueError for a size that is no int of at least 0, and for heads that do not divide.
+    """
+    H_kv = H if H_kv is None else H_kv
+    _check_heads(H, H_kv)
+    rows, options = H // H_kv * T, {"batch": B * H_kv, "itemsize": itemsize}
+    scores = B * H * T * S
+    return {
+        "scores": product(rows, D, S, **options),
+        "softmax": Cost(SOFTMAX_FLOPS * scores, 2 * itemsize * scores),
+        "weighted sum": product(rows, S, D, **options),
+    }
+
+
+def fused(
+    *,
+    H: int,
+    T: int,
+    S: int,
+    D: int,
+    B: int = 1,
+    H_kv: int | None = None,
+    itemsize: int = 4,
+    is_causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int = 0,
+) -> Cost:
+    """Attention in one operation: query, key and value read once, the output written, no scores.
+
+    This is the least that any kernel moves. One whose blocks do not fit its fast memory reads keys
+    and values again for each block of queries. Pairs that the rules hide cost nothing, nor do keys
+    that no query sees.
+
+    Args:
+        H, T, S, D, B, H_kv, itemsize: as for ``naive``.
+        is_causal, window, q_offset: as for ``mha.scaled_dot_product_attention``.
+    Errors: as ``naive`` and ``pairs``.
+    Source: Dao et al. (2022).
+    """
+    H_kv = H if H_kv is None else H_kv
+    _check(B=B, D=D, itemsize=itemsize)
+    _check_heads(H, H_kv)
+    bounds = _bounds(T, S, is_causal, window, q_offset)
+    seen = sum(last - first for first, last in bounds)
+    keys = max((last for _, last in bounds), default=0) - min((lo for lo, _ in bounds), default=0)
+    return Cost(
+        B * H * seen * (4 * D + SOFTMAX_FLOPS), itemsize * 2 * B * D * (H * T + H_kv * keys)
+    )
+
+
+def pairs(
+    T: int,
+    S: int | None = None,
+    *,
+    is_causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int = 0,
+) -> int:
+    """How many of the T x S pairs of query and key may see each other.
+
+    Args:
+        T, S: sizes; S is T unless given.
+        is_causal, window, q_offset: as for ``mha.scaled_dot_product_attention``.
+    Errors: ValueError for a size or a side of the window that is no int of at least 0.
+    """
+    bounds = _bounds(T, T if S is None else S, is_causal, window, q_offset)
+    return sum(last - first for first, last in bounds)
+
+
+def _bounds(T, S, is_causal, window, q_offset) -> list[tuple[int, int]]:
+    """The first key and the one after the last that each query sees, where it sees any."""
+    left, right = (None, None) if window is None else window
+    _check(T=T, S=S, **{f"window[{i}]": n for i, n in enumerate((left, right)) if n is not None})
+    if is_causal:
+        right = 0 if right is None else min(right, 0)
+    bounds = []
+    for place in range(q_offset, q_offset + T):
+        first = 0 if left is None else max(0, place - left)
+        last = S if right is None else min(S, place + right + 1)
+        if first < last:
+            bounds.append((first, last))
+    return bounds
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 0:
+            raise ValueError(f"{name} must be an int of at least 0, got {size!r}")
+
+
+def _check_heads(H: int, H_kv: int) -> None:
+    _check(H=H, H_kv=H_kv)
+    if H == 0 or H_kv == 0 or H % H_kv:
+        raise ValueError(f"H must be a multiple of H_kv, both at least 1, got H={H}, H_kv={H_kv}")
