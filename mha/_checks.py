@@ -34,6 +34,9 @@ def check_tensors(
             f"key and value must have the same length S, got key {tuple(key.shape)} with "
             f"S={key.shape[-2]} and value {tuple(value.shape)} with S={value.shape[-2]}"
         )
+    lead = query.shape[:-2]
+    if lead == key.shape[:-2] == value.shape[:-2]:  # as most often
+        return lead, lead[-1] if lead else 1
     heads = {name: x.shape[-3] if x.ndim > 2 else 1 for name, x in named.items()}
     groups = _groups(heads) if enable_gqa else None
     try:

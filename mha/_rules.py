@@ -36,6 +36,8 @@ class Rules(NamedTuple):
     def simplified(self, length: int, size: int) -> "Rules":
         """The same without bounds that bind none of the T queries (an int offset only)."""
         left, right = self.bounds
+        if left is None and right is None:
+            return self
         if isinstance(self.q_offset, int):
             if left is not None and length - 1 + self.q_offset <= left:
                 left = None  # even the last query sees the first key

@@ -159,7 +159,7 @@ def _rows(query: Tensor, size: int, rules: Rules) -> int:
     """How many queries make a chunk: few enough for a small mask, and for a narrow band."""
     rows, (left, right) = CHUNK_ROWS, rules.bounds
     if left is not None and right is not None and isinstance(rules.q_offset, int):
-        rows = min(rows, max(4 * MIN_ROWS, left + right + 1))
+        rows = min(rows, max(2 * MIN_ROWS, left + right + 1))
         size = min(size, rows + left + right)
     alike = 1 if rules.attn_mask is None else query.shape[-3]
     if rules.key_mask is not None or isinstance(rules.q_offset, Tensor):

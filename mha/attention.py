@@ -152,8 +152,7 @@ class _Call:
         self.rules = _fold_rules(rules, batch)
         counts = heads, key_heads, key_heads
         self.operands = tuple(
-            _fold(x.expand(*batch, count, *x.shape[-2:]), batch)
-            for x, count in zip((query, key, value), counts, strict=True)
+            _fold(x, batch, count) for x, count in zip((query, key, value), counts, strict=True)
         )
         if key_mask is not None and not padding_is_zero:
             query, *others = self.operands
@@ -270,23 +269,27 @@ def _repeat(x: Tensor, heads: int) -> Tensor:
     return x.repeat_interleave(heads // x.shape[-3], dim=-3)
 
 
-def _fold(x: Tensor, batch: list[int]) -> Tensor:
-    """Bring the axes before the heads, which have the sizes ``batch``, to one: (B, ...)."""
+def _fold(x: Tensor, batch: list[int], heads: int) -> Tensor:
+    """Give x the axes before its heads, and bring them to one: (B, heads, length, width)."""
+    full = (*batch, heads, *x.shape[-2:])
+    x = x if x.shape == full else x.expand(full)
     if len(batch) == 1:
         return x
     return x.flatten(0, len(batch) - 1) if batch else x[None]
 
 
 def _fold_rules(rules: Rules, batch: list[int]) -> Rules:
-    """The rules for folded operands."""
+    """The rules for folded operands: a key mask (B or 1, S), an offset (B,) or of no axes."""
     attn_mask, key_mask, q_offset = rules.attn_mask, rules.key_mask, rules.q_offset
+    if len(batch) < 2 and (key_mask is None or key_mask.ndim > 1):
+        return rules
     if len(batch) > 1 and isinstance(attn_mask, Tensor) and attn_mask.ndim > 3:
-        attn_mask = _fold(attn_mask.expand(*batch, *attn_mask.shape[-3:]), batch)
+        attn_mask = _fold(attn_mask, batch, attn_mask.shape[-3])
     if key_mask is not None:
         alike = key_mask.ndim == 1
-        key_mask = key_mask[None] if alike else _fold(key_mask.expand(*batch, -1), batch)
-    if isinstance(q_offset, Tensor) and q_offset.ndim > 0:
-        q_offset = _fold(q_offset.expand(*batch), batch)
+        key_mask = key_mask[None] if alike else key_mask.expand(*batch, -1).flatten(0, -2)
+    if len(batch) > 1 and isinstance(q_offset, Tensor) and q_offset.ndim > 0:
+        q_offset = q_offset.expand(batch).flatten()
     return rules._replace(attn_mask=attn_mask, key_mask=key_mask, q_offset=q_offset)
 
 

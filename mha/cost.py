@@ -104,7 +104,7 @@ def product(m: int, k: int, n: int, *, batch: int = 1, itemsize: int = 4) -> Cos
 
     Args:
         m, k, n, batch: sizes. itemsize: bytes of one number.
-    Errors: ValueError for a size that is no int of at least 0.
+    Errors: TypeError for a size that is no int, ValueError for one below 0.
     """
     _check(m=m, k=k, n=n, batch=batch, itemsize=itemsize)
     return Cost(2 * batch * m * k * n, itemsize * batch * (m * k + k * n + m * n))
@@ -126,7 +126,7 @@ def projections(
     Args:
         T, E, H, B, S, H_kv, D: sizes; S is T, H_kv is H and D is E / H unless given.
         itemsize: bytes of one number.
-    Errors: ValueError for a size that is no int of at least 0, and for heads that do not divide.
+    Errors: as ``product``, and ValueError for heads that do not divide.
     """
     S, H_kv = T if S is None else S, H if H_kv is None else H_kv
     _check_heads(H, H_kv)
@@ -153,7 +153,7 @@ def naive(
     Args:
         H, T, S, D, B, H_kv: sizes; H_kv is H unless given, and a key head is read once for the
             H / H_kv query heads that share it. itemsize: bytes of one number.
-    Errors: ValueError for a size that is no int of at least 0, and for heads that do not divide.
+    Errors: as ``product``, and ValueError for heads that do not divide.
     """
     H_kv = H if H_kv is None else H_kv
     _check_heads(H, H_kv)
@@ -215,7 +215,7 @@ def pairs(
     Args:
         T, S: sizes; S is T unless given.
         is_causal, window, q_offset: as for ``mha.scaled_dot_product_attention``.
-    Errors: ValueError for a size or a side of the window that is no int of at least 0.
+    Errors: TypeError for a size or a side of the window that is no int, ValueError below 0.
     """
     bounds = _bounds(T, T if S is None else S, is_causal, window, q_offset)
     return sum(last - first for first, last in bounds)
@@ -238,8 +238,10 @@ def _bounds(T, S, is_causal, window, q_offset) -> list[tuple[int, int]]:
 
 def _check(**sizes: int) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 0:
-            raise ValueError(f"{name} must be an int of at least 0, got {size!r}")
+        if not isinstance(size, int):
+            raise TypeError(f"{name} must be an int of at least 0, got {type(size).__name__}")
+        if size < 0:
+            raise ValueError(f"{name} must be an int of at least 0, got {size}")
 
 
 def _check_heads(H: int, H_kv: int) -> None:

@@ -66,8 +66,8 @@ class Rotary:
         dim: how many features turn, the first ones, even; the rest pass as they are. All by default.
         base: how much slower a pair after the last would turn than the first, above 0.
         interleaved: which features make pair i: ``(i, i + n)`` by default, the first half against
-            the second (GPT-NeoX, Llama), or ``(2i, 2i + 1)`` if True (RoFormer, GPT-J). Weights
-            made for the one are wrong for the other.
+            the second (GPT-NeoX, and Llama in Transformers), or ``(2i, 2i + 1)`` if True (RoFormer,
+            GPT-J, and Llama as Meta published it). Weights made for one are wrong for the other.
     Errors: ValueError for a dim that is odd or not positive, or a base not above 0 and finite;
         TypeError for another type.
     Source: Su et al. 2021, RoFormer, section 3.2 and equation 34.
@@ -104,27 +104,21 @@ class Rotary:
         Errors: ValueError if D is odd (without ``dim``) or below ``dim``, or if the shapes or the
             devices do not fit; TypeError if x is not floating or positions are not integers.
         """
-        cosine, sine = self._tables(positions, x)
-        return self._turn(x, cosine, sine)
-
-    def pair(
-        self,
-        query: Float[Tensor, "... T D"],
-        key: Float[Tensor, "... T D"],
-        positions: Int[Tensor, "... T"],
-    ) -> tuple[Float[Tensor, "... T D"], Float[Tensor, "... T D"]]:
-        """Queries and keys that stand at the same positions, turned; angles are computed once.
-
-        Args and errors as for a call; the two may differ in their number of heads, but in no other
-        axis. Returns: (query, key).
-        """
-        if query.shape[-2:] != key.shape[-2:] or query.shape[:1] != key.shape[:1]:
-            raise ValueError(
-                "query and key must share B, T and D to stand at the same positions, got query "
-                f"{tuple(query.shape)} and key {tuple(key.shape)}"
-            )
-        cosine, sine = self._tables(positions, query, key)
-        return self._turn(query, cosine, sine), self._turn(key, cosine, sine)
+        _check_rotatable(x, positions)
+        cosine, sine = self._tables(x, positions)  # (T, n) or (B, 1, ..., T, n) each
+        n = cosine.shape[-1]
+        head, rest = x[..., : 2 * n], x[..., 2 * n :]  # (..., T, 2n), (..., T, D - 2n)
+        if self.interleaved:
+            a, b = head[..., 0::2], head[..., 1::2]  # (..., T, n) each
+        else:
+            a, b = head[..., :n], head[..., n:]  # (..., T, n) each
+        turned = (a * cosine - b * sine, b * cosine + a * sine)  # half types are promoted
+        if self.interleaved:
+            head = torch.stack(turned, dim=-1).flatten(-2)  # (..., T, n, 2) -> (..., T, 2n)
+        else:
+            head = torch.cat(turned, dim=-1)  # (..., T, 2n)
+        head = head.to(x.dtype)
+        return torch.cat((head, rest), dim=-1) if rest.shape[-1] else head  # (..., T, D)
 
     def width(self, head_dim: int) -> int:
         """How many of a head's D features turn. ValueError if they cannot be paired."""
@@ -136,10 +130,8 @@ class Rotary:
             raise ValueError(f"dim must be at most the head width D={head_dim}, got {self.dim}")
         return head_dim if self.dim is None else self.dim
 
-    def _tables(self, positions: Tensor, x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    def _tables(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every angle, (T, n) or (B, 1, ..., T, n) to fit x."""
-        for tensor in (x, *others):
-            _check_rotatable(tensor, positions)
         width = self.width(x.shape[-1])
         exact = torch.float32 if x.device.type == "mps" else torch.float64
         pair = torch.arange(0, width, 2, dtype=exact, device=x.device)  # (n,)
@@ -147,26 +139,8 @@ class Rotary:
         if angle.ndim == 3:  # (B, T, n)
             ones = (1,) * (x.ndim - 3)
             angle = angle.reshape(angle.shape[0], *ones, *angle.shape[1:])  # (B, 1, ..., T, n)
-        dtype = torch.float32
-        for tensor in (x, *others):
-            dtype = torch.promote_types(dtype, tensor.dtype)
+        dtype = torch.promote_types(torch.float32, x.dtype)
         return angle.cos().to(dtype), angle.sin().to(dtype)
-
-    def _turn(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        """One rotation a pair. Half types are promoted to the tables' dtype by the products."""
-        n = cosine.shape[-1]
-        head, rest = x[..., : 2 * n], x[..., 2 * n :]  # (..., T, 2n), (..., T, D - 2n)
-        if self.interleaved:
-            a, b = head[..., 0::2], head[..., 1::2]  # (..., T, n) each
-        else:
-            a, b = head[..., :n], head[..., n:]  # (..., T, n) each
-        turned = (a * cosine - b * sine, b * cosine + a * sine)
-        if self.interleaved:
-            head = torch.stack(turned, dim=-1).flatten(-2)  # (..., T, n, 2) -> (..., T, 2n)
-        else:
-            head = torch.cat(turned, dim=-1)  # (..., T, 2n)
-        head = head.to(x.dtype)
-        return torch.cat((head, rest), dim=-1) if rest.shape[-1] else head  # (..., T, D)
 
 
 class ALiBi:

@@ -8,21 +8,26 @@ at least one.
 import math
 
 import torch
-from support import B, D, H, S, T, close, mask_cases, oracle, randn, to_numpy
+from support import B, D, H, S, T, close, mask_cases, oracle, order_cases, randn, to_numpy
 
 from mha import reference
 
 ALL = {}
-OFFSETS = {
-    "causal, q_offset 2": {"is_causal": True, "q_offset": 2},
-    "causal, q_offset -1": {"is_causal": True, "q_offset": -1},
-}
+WINDOWS = [(0, 0), (1, 0), (0, 1), (2, 1), (None, 1), (1, None), (3, 3), (None, None)]
 
 
 def holds(function):
     """Enter a property in the list."""
     ALL[function.__name__] = function
     return function
+
+
+def all_cases(length):
+    """Every mask, window and offset; a softcap has a property of its own."""
+    order = order_cases(length=length)
+    for masks in order.values():
+        masks.pop("softcap", None)
+    return mask_cases(length=length) | order
 
 
 def operands(length=T, width=D + 1, requires_grad=False):
@@ -40,10 +45,10 @@ def has_the_right_shape(attend):
 
 @holds
 def equals_the_oracle(attend):
-    """Output and weights, for every mask and offset, on unequal sizes and on a square."""
+    """Output and weights, for every mask, window and offset, on unequal sizes and on a square."""
     for length in (T, S):
         q, k, v = operands(length)
-        for name, masks in (mask_cases(length=length) | OFFSETS).items():
+        for name, masks in all_cases(length).items():
             output, weights = attend(q, k, v, **masks, return_weights=True)
             expected, expected_weights = oracle(q, k, v, **masks, return_weights=True)
             close(output, expected, 1e-11, name)
@@ -52,9 +57,9 @@ def equals_the_oracle(attend):
 
 @holds
 def gradients_equal_the_oracle(attend):
-    """Gradients of queries, keys and values, for every mask and offset."""
+    """Gradients of queries, keys and values, for every mask, window and offset."""
     for length in (T, S):
-        for name, masks in (mask_cases(length=length) | OFFSETS).items():
+        for name, masks in all_cases(length).items():
             inputs = operands(length, requires_grad=True)
             grad = randn(B, H, length, D + 1, seed=4)
             attend(*inputs, **masks).backward(grad)
@@ -93,10 +98,87 @@ def the_past_ignores_the_future(attend):
 def a_step_equals_the_whole(attend):
     """The last queries alone, told their position, get what they get among all."""
     q, k, v = operands(length=S)
-    whole = attend(q, k, v, is_causal=True)
-    for start in range(S):
-        part = attend(q[:, :, start:], k, v, is_causal=True, q_offset=start)
-        close(part, whole[:, :, start:], 1e-11, start)
+    for masks in ({"is_causal": True}, {"window": (1, 0)}, {"window": (2, 1)}):
+        whole = attend(q, k, v, **masks)
+        for start in range(S):
+            part = attend(q[:, :, start:], k, v, **masks, q_offset=start)
+            close(part, whole[:, :, start:], 1e-11, (masks, start))
+
+
+@holds
+def a_window_sees_what_it_says(attend):
+    """Change key j, and just the queries i with -left <= j - (i + q_offset) <= right move."""
+    q, k, v = operands()
+    for window in WINDOWS:
+        for masks in ({}, {"q_offset": 2}, {"q_offset": -1}, {"is_causal": True}):
+            before = attend(q, k, v, window=window, **masks)
+            left, right = (math.inf if side is None else side for side in window)
+            right = min(right, 0) if "is_causal" in masks else right
+            for j in range(S):
+                other = v.clone()
+                other[..., j, :] += 3.0
+                after = attend(q, k, other, window=window, **masks)
+                moved = (after - before).abs().amax((0, 1, 3)) > 1e-9  # (T,)
+                distance = j - torch.arange(T) - masks.get("q_offset", 0)
+                inside = (-left <= distance) & (distance <= right)
+                assert torch.equal(moved, inside), (window, masks, j)
+
+
+@holds
+def each_example_has_its_own_offset(attend):
+    """With an offset for each, an example gets what it gets alone with its own."""
+    q, k, v = operands()
+    offsets = torch.tensor([2, -1])
+    for masks in ({"is_causal": True}, {"window": (1, 0)}, {"window": (0, 2)}):
+        for order in (offsets, offsets.flip(0)):
+            whole = attend(q, k, v, **masks, q_offset=order)
+            for b in range(B):
+                own = (x[b : b + 1] for x in (q, k, v))
+                alone = attend(*own, **masks, q_offset=order[b].item())
+                close(whole[b : b + 1], alone, 1e-11, (masks, b))
+
+
+@holds
+def grouped_heads_read_key_heads_in_order(attend):
+    """Six query heads on three key heads: neighbours share one, and its gradient is their sum."""
+    shapes = (B, 6, T, D), (B, 3, S, D), (B, 3, S, D + 1)
+    few = [randn(*shape, seed=i, requires_grad=True) for i, shape in enumerate(shapes)]
+    for masks in ({}, {"is_causal": True, "q_offset": 1}, {"window": (1, 1)}):
+        many = [few[0], *(x[:, [0, 0, 1, 1, 2, 2]] for x in few[1:])]  # (B, 6, S, width)
+        grouped = attend(*few, **masks, enable_gqa=True, return_weights=True)
+        spread = attend(*many, **masks, return_weights=True)
+        for mine, theirs in zip(grouped, spread, strict=True):
+            close(mine, theirs, 1e-11, masks)
+        grad = randn(B, 6, T, D + 1, seed=4)
+        for mine, theirs in zip(
+            torch.autograd.grad(grouped[0], few, grad),
+            torch.autograd.grad(spread[0], few, grad),
+            strict=True,
+        ):
+            close(mine, theirs, 1e-11, masks)
+
+
+@holds
+def the_softcap_bends_the_scores(attend):
+    """c tanh(s / c), after the scale and before the mask; a backend without it says so."""
+    inputs, scale, c = operands(requires_grad=True), 0.8, 0.9
+    try:
+        attend(*inputs, softcap=c)
+    except ValueError as refusal:
+        assert "softcap" in str(refusal)
+        return
+    q, k, v = (x.detach().numpy() for x in inputs)
+    for name, masks in all_cases(T).items():
+        masks = {**masks, "scale": scale, "softcap": c}
+        output, weights = attend(*inputs, **masks, return_weights=True)
+        expected, expected_weights = oracle(*inputs, **masks, return_weights=True)
+        close(output, expected, 1e-11, name)
+        close(weights, expected_weights, 1e-11, name)
+        grad = randn(B, H, T, D + 1, seed=4)
+        expected = reference.attention_backward(grad.numpy(), q, k, v, **to_numpy(masks))
+        got = torch.autograd.grad(output, inputs, grad)
+        for mine, theirs in zip(got, expected, strict=True):
+            close(mine, torch.from_numpy(theirs), 1e-10, name)
 
 
 @holds

@@ -6,11 +6,13 @@ test_mutations.py on faulty ones, each of which must fail at least one.
 """
 
 import copy
+import math
 
 import torch
 from support import B, D, E, H, S, T, close, mask_cases, randn, to_numpy
 
-from mha import reference
+from mha import KVCache, reference
+from mha.positions import Rotary
 
 ALL = {}
 
@@ -120,6 +122,185 @@ def the_past_ignores_the_future(make):
         moved = (module(changed) - before).abs().amax((0, 2)) > 1e-9
         assert not moved[:i].any(), f"position {i} reached the past"
         assert moved[i:].all(), f"position {i} did not reach itself and all that follows"
+
+
+@holds
+def a_window_sees_what_it_says(make):
+    """Change key j, and just the queries i with -left <= j - i <= right move."""
+    x, y = inputs()
+    for window in ((0, 0), (1, 0), (0, 1), (2, 1), (None, 1), (1, None)):
+        for is_causal in (False, True):
+            module = built(make, E, H, window=window, is_causal=is_causal)
+            before = module(x, y)
+            left, right = (math.inf if side is None else side for side in window)
+            right = min(right, 0) if is_causal else right
+            for j in range(S):
+                changed = y.clone()
+                changed[:, j] += 3.0
+                moved = (module(x, changed) - before).abs().amax((0, 2)) > 1e-9  # (T,)
+                distance = j - torch.arange(T)
+                inside = (-left <= distance) & (distance <= right)
+                assert torch.equal(moved, inside), (window, is_causal, j)
+
+
+@holds
+def grouped_heads_read_key_heads_in_order(make):
+    """Four query heads on two key heads: as four key heads, of which neighbours are alike."""
+    few, many = (built(make, E, 4, num_kv_heads=heads) for heads in (2, 4))
+    rows = torch.tensor([0, 1, 0, 1, 2, 3, 2, 3])  # of the two heads of width 2, each twice
+    state = {name: x.clone() for name, x in few.state_dict().items()}
+    for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
+        state[name] = state[name][rows]
+    many.load_state_dict(state)
+    x, y = inputs()
+    for masks in ({}, {"is_causal": True}):
+        grouped, spread = (module(x, y, **masks, return_weights=True) for module in (few, many))
+        for mine, theirs in zip(grouped, spread, strict=True):
+            close(mine, theirs, 1e-11, masks)
+
+
+@holds
+def the_softcap_bends_the_scores(make):
+    """c tanh(s / c), after the scale and before the mask; a backend without it says so."""
+    try:
+        module = built(make, E, H, softcap=0.9)
+        module(*inputs())
+    except ValueError as refusal:
+        assert "softcap" in str(refusal)
+        return
+    parameters, triple = reference.Parameters.from_module(module), operands(T, S)
+    arrays = [x.numpy() for x in triple]
+    for name, masks in mask_cases().items():
+        output, weights = module(*triple, **masks, return_weights=True)
+        expected, expected_weights = reference.multi_head_attention(
+            *arrays, parameters, H, softcap=0.9, return_weights=True, **to_numpy(masks)
+        )
+        close(output, torch.from_numpy(expected), 1e-11, name)
+        close(weights, torch.from_numpy(expected_weights), 1e-11, name)
+
+
+def turned(x, positions, width, interleaved):
+    """The first ``width`` features of x (B, H, T, D) as complex numbers, times exp(i angle)."""
+    part, rest = x[..., :width], x[..., width:]
+    pairs = part.unflatten(-1, (-1, 2)) if interleaved else part.unflatten(-1, (2, -1)).mT
+    angle = positions[..., None] * 10000.0 ** (-torch.arange(0, width, 2).double() / width)
+    angle = angle if angle.ndim == 2 else angle[:, None]  # (T, n) or (B, 1, T, n)
+    numbers = torch.view_as_complex(pairs.contiguous()) * torch.polar(
+        torch.ones(()).double(), angle
+    )
+    pairs = torch.view_as_real(numbers)  # (B, H, T, n, 2)
+    return torch.cat([(pairs if interleaved else pairs.mT).flatten(-2), rest], dim=-1)
+
+
+def by_hand(module, x, change):
+    """Output of self-attention where ``change(x, name)`` makes of queries and keys what they are."""
+    q, k, v = (
+        linear(x).unflatten(-1, (-1, D)).transpose(1, 2)
+        for linear in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    arrays = (y.detach().numpy() for y in (change(q, "q"), change(k, "k"), v))
+    joined = torch.from_numpy(reference.attention(*arrays, is_causal=module.is_causal))
+    return module.out_proj(joined.transpose(1, 2).flatten(2))
+
+
+@holds
+def a_rotation_is_a_product_of_complex_numbers(make):
+    """Pairs of features times exp(i p w), by hand: halves or neighbours, all or the first two."""
+    x = randn(B, S, E)
+    for rope in (Rotary(), Rotary(interleaved=True), Rotary(2), Rotary(2, interleaved=True)):
+        for positions in (torch.arange(S), torch.tensor([[0, 3, 1, 7, 5], [9, 2, 4, 4, 0]])):
+            module = built(make, E, H, rope=rope, is_causal=True)
+            how = positions, rope.dim or D, rope.interleaved
+            expected = by_hand(module, x, lambda y, _, how=how: turned(y, *how))
+            close(module(x, positions=positions), expected, 1e-10, how)
+            if positions.ndim == 1:
+                close(module(x), expected, 1e-10, how)
+
+
+@holds
+def only_distances_count_for_a_rotation(make):
+    """Move all positions by one number, and nothing changes; stretch them, and all does."""
+    module, x = built(make, E, H, rope=Rotary()), randn(B, S, E)
+    expected = module(x)
+    for shift in (-3, 11):
+        close(module(x, positions=torch.arange(S) + shift), expected, 1e-10, shift)
+    stretched = module(x, positions=2 * torch.arange(S))
+    assert ((stretched - expected).abs().amax((0, 2)) > 1e-6).all()
+
+
+@holds
+def a_token_takes_its_position_along(make):
+    """Permute the tokens of each example with their positions, and the outputs follow."""
+    module, x = built(make, E, H, rope=Rotary()), randn(B, S, E)
+    expected = module(x)
+    order = torch.tensor([[3, 0, 4, 1, 2], [1, 0, 2, 4, 3]])  # (B, S), and positions too
+    one = order[0]
+    close(module(x[:, one], positions=one), expected[:, one], 1e-10)
+    each = torch.arange(B)[:, None]
+    close(module(x[each, order], positions=order), expected[each, order], 1e-10)
+    assert (module(x[:, one]) - expected[:, one]).abs().max() > 1e-3
+
+
+@holds
+def heads_are_normed_one_by_one_before_they_turn(make):
+    """By hand: each head's query and key to length one (or mean 0, spread 1), then weights."""
+    x = randn(B, S, E)
+    for kind in ("rms", "layer"):
+        for rope in (None, Rotary()):
+            module = built(make, E, H, qk_norm=kind, rope=rope)
+            state = module.state_dict()
+
+            def change(y, name, kind=kind, rope=rope, state=state):
+                y = y - y.mean(-1, keepdim=True) if kind == "layer" else y
+                y = y / y.square().mean(-1, keepdim=True).sqrt() * state[f"{name}_norm.weight"]
+                y = y + state.get(f"{name}_norm.bias", 0.0)
+                return y if rope is None else turned(y, torch.arange(S), D, False)
+
+            close(module(x), by_hand(module, x, change), 1e-4, (kind, rope))
+
+
+def gone_on(module, x, sizes, room, key_mask=None):
+    """Outputs of a module that gets x in pieces of these sizes, with a cache; a mask for the first."""
+    cache, outputs = KVCache.for_module(module, x.shape[0], room), []
+    with torch.no_grad():
+        for piece in x.split(sizes, dim=1):
+            outputs.append(module(piece, key_mask=key_mask, cache=cache))
+            key_mask = None
+    return torch.cat(outputs, dim=1)
+
+
+@holds
+def a_cache_changes_nothing(make):
+    """Token by token or in pieces, with a cache: what one causal pass over all tokens gives."""
+    x = randn(B, S, E)
+    engine = {"num_kv_heads": 1, "qk_norm": "rms", "rope": Rotary(interleaved=True)}
+    for options in ({}, {"rope": Rotary()}, {"window": (2, 0)}, {"window": (1, 0), **engine}):
+        module = built(make, E, H, is_causal=True, **options)
+        with torch.no_grad():
+            expected = module(x)
+        for sizes in ((1, 1, 1, 1, 1), (3, 2), (2, 1, 2)):
+            room = 4 if options.get("window") == (2, 0) and sizes != (3, 2) else S
+            close(gone_on(module, x, sizes, room), expected, 1e-10, (options, sizes))
+
+
+@holds
+def padded_prompts_go_on_as_if_alone(make):
+    """Prompts of two lengths in one batch, padded left or right: each goes on as if alone."""
+    x, short = randn(B, S + 2, E), 3
+    for options in ({}, {"rope": Rotary()}, {"window": (2, 0)}):
+        module = built(make, E, H, is_causal=True, **options)
+        with torch.no_grad():
+            alone = module(x[:1])[0, S:], module(x[1:, : short + 2])[0, short:]
+        for side in ("left", "right"):
+            keys, prompt = torch.arange(S), x[:, :S].clone()
+            key_mask = torch.stack(
+                [keys >= 0, keys < short if side == "right" else keys >= S - short]
+            )
+            prompt[1, key_mask[1]] = x[1, :short]
+            new = torch.stack([x[0, S:], x[1, short : short + 2]])
+            tokens = torch.cat([prompt, new], dim=1)
+            output = gone_on(module, tokens, (S, 1, 1), S + 2, key_mask)[:, S:]
+            close(output, torch.stack(alone), 1e-10, (options, side))
 
 
 @holds

@@ -64,6 +64,35 @@ def mask_cases(batch=B, heads=H, length=T, size=S, dtype=torch.float64):
 MASK_NAMES = tuple(mask_cases())
 
 
+def order_cases(batch=B, heads=H, length=T, size=S):
+    """Name -> keyword arguments that the function alone has: windows, offsets, a softcap."""
+    apart = torch.tensor([size - length, -1])[:batch]  # (B,)
+    masks = mask_cases(batch, heads, length, size)
+    return {
+        "causal, q_offset 2": {"is_causal": True, "q_offset": 2},
+        "causal, q_offset -1": {"is_causal": True, "q_offset": -1},
+        "causal, q_offset (B,)": {"is_causal": True, "q_offset": apart},
+        "window (1, 1)": {"window": (1, 1)},
+        "window (0, 2), q_offset 1": {"window": (0, 2), "q_offset": 1},
+        "window (None, 1)": {"window": (None, 1)},
+        "window (1, None), q_offset -2": {"window": (1, None), "q_offset": -2},
+        "window (2, 0), q_offset (B,)": {"window": (2, 0), "q_offset": apart},
+        "window beyond the last key": {"window": (0, 0), "q_offset": size - 1},
+        "window, causal": {"window": (1, 3), "is_causal": True},
+        "softcap": {"softcap": 0.7},
+        "softcap, float mask": {"softcap": 0.7, **masks["float, a dead row"]},
+        "all": {
+            **masks["bool, causal and key_mask"],
+            "window": (2, 1),
+            "q_offset": apart,
+            "softcap": 1.3,
+        },
+    }
+
+
+ORDER_NAMES = tuple(order_cases())
+
+
 def to_numpy(masks):
     """The same keyword arguments for ``mha.reference``."""
     return {

@@ -1,10 +1,14 @@
 """Builders by hand-written pictures; translations by what the other library makes of them."""
 
+import functools
 import itertools
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from beartype import beartype
+from jaxtyping import jaxtyped
 from support import close, randn
 
 from mha import masks
@@ -23,6 +27,7 @@ def picture(mask):
         ({"T": 4, "S": 2}, "x.\nxx\nxx\nxx"),
         ({"T": 2, "S": 4, "q_offset": 2}, "xxx.\nxxxx"),
         ({"T": 3, "q_offset": -1}, "...\nx..\nxx."),
+        ({"T": 2, "S": 3, "q_offset": torch.tensor(1)}, "xx.\nxxx"),
         ({"T": 0, "S": 2}, ""),
     ],
 )
@@ -38,6 +43,10 @@ def test_causal(arguments, expected):
         ({"T": 3}, "xxx\nxxx\nxxx"),
         ({"T": 3, "right": 0}, "x..\nxx.\nxxx"),
         ({"T": 2, "S": 5, "left": 1, "right": 1, "q_offset": 2}, ".xxx.\n..xxx"),
+        ({"T": 2, "S": 4, "left": 0, "right": 1, "q_offset": -1}, "x...\nxx.."),
+        ({"T": 3, "S": 2, "left": 0, "right": 0}, "x.\n.x\n.."),
+        ({"T": 2, "S": 3, "left": sys.maxsize, "right": sys.maxsize}, "xxx\nxxx"),
+        ({"T": 2, "S": 3, "left": 1, "q_offset": torch.tensor(2)}, ".xx\n..x"),
     ],
 )
 def test_window(arguments, expected):
@@ -52,9 +61,86 @@ def test_padding_from_lengths_and_ids():
     assert masks.padding([], max_len=3).shape == (0, 3)
 
 
+def test_padding_on_the_left():
+    assert picture(masks.padding([2, 0, 3], side="left")) == ".xx\n...\nxxx"
+    assert picture(masks.padding(torch.tensor([1]), max_len=3, side="left")) == "..x"
+    lengths = torch.tensor([0, 2, 5])
+    right, left = (masks.padding(lengths, max_len=5, side=side) for side in ("right", "left"))
+    assert torch.equal(left, right.flip(-1))
+
+
+def one_by_one(build, offsets, **sizes):
+    """The mask of each offset alone, put together: (*lead, 1, T, S)."""
+    each = [build(q_offset=int(offset), **sizes) for offset in offsets.flatten()]
+    return torch.stack(each).view(*offsets.shape, 1, *each[0].shape)
+
+
+BUILDERS = {
+    "causal": masks.causal,
+    "window": functools.partial(masks.window, left=1, right=2),
+    "left": functools.partial(masks.window, left=1),
+    "open": masks.window,
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8])
+def test_an_offset_for_each_example(name, dtype):
+    build, offsets = BUILDERS[name], torch.tensor([2, 0, -1, -4, 9], dtype=dtype)
+    mask = build(T=3, S=4, q_offset=offsets)
+    assert mask.dtype == torch.bool and mask.shape == (5, 1, 3, 4)
+    assert torch.equal(mask, one_by_one(build, offsets, T=3, S=4))
+    grid = offsets[:4].view(2, 2)
+    assert torch.equal(build(T=3, S=4, q_offset=grid), one_by_one(build, grid, T=3, S=4))
+    assert torch.equal(build(T=3, S=4, q_offset=grid[0, 0]), build(T=3, S=4, q_offset=2))
+    assert build(T=3, S=4, q_offset=offsets[:0]).shape == (0, 1, 3, 4)
+    assert build(T=0, S=4, q_offset=offsets).shape == (5, 1, 0, 4)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_offsets_under_vmap_compile_and_export(name):
+    build, offsets = BUILDERS[name], torch.tensor([2, 0, -1])
+
+    class Build(torch.nn.Module):
+        def forward(self, x, y, q_offset):
+            return build(x.shape[0], y.shape[0], q_offset=q_offset)
+
+    eager = Build()
+    vmapped = torch.func.vmap(lambda one: build(3, 4, q_offset=one))(offsets)
+    assert torch.equal(vmapped, build(3, 4, q_offset=offsets)[:, 0].expand(3, 3, 4))
+    torch._dynamo.reset()
+    compiled = torch.compile(eager, backend="aot_eager", fullgraph=True, dynamic=True)
+    rows = {0: torch.export.Dim("T", min=2)}, {0: torch.export.Dim("S", min=2)}
+    x, y = torch.ones(3), torch.ones(4)
+    shapes = (*rows, {0: torch.export.Dim("B", min=2)})
+    exported = torch.export.export(eager, (x, y, offsets), dynamic_shapes=shapes).module()
+    for run in (compiled, exported):
+        for length, size, count in ((3, 4, 3), (5, 2, 2), (2, 7, 3)):
+            given = torch.ones(length), torch.ones(size), offsets[:count]
+            assert torch.equal(run(*given), eager(*given))
+    assert torch.equal(compiled(x, y, offsets[0]), build(3, 4, q_offset=2))
+    assert torch.equal(compiled(x, y, 1), build(3, 4, q_offset=1))
+
+
+def test_a_mask_stands_where_its_offsets_do_or_where_told():
+    offsets = torch.ones(2, dtype=torch.int64, device="meta")
+    for build in BUILDERS.values():
+        assert build(3, 4, q_offset=offsets).device.type == "meta"
+        assert build(3, 4, q_offset=torch.tensor([1]), device="meta").device.type == "meta"
+        assert build(3, 4, q_offset=torch.tensor([1])).device.type == "cpu"
+
+
+def test_offsets_are_true_to_their_hints():
+    for name in ("causal", "window"):
+        checked = jaxtyped(typechecker=beartype)(getattr(masks, name))
+        assert checked(3, 4, q_offset=torch.tensor([1, 2])).shape == (2, 1, 3, 4)
+        assert checked(3, q_offset=torch.tensor(1)).shape == (3, 3)
+
+
 def test_padding_reads_no_value_while_compiling():
     compiled = torch.compile(masks.padding, backend="aot_eager", fullgraph=True)
     assert picture(compiled(torch.tensor([1, 2]), max_len=3)) == "x..\nxx."
+    assert picture(compiled(torch.tensor([1, 2]), max_len=3, side="left")) == "..x\n.xx"
 
 
 @pytest.mark.parametrize(
@@ -64,7 +150,27 @@ def test_padding_reads_no_value_while_compiling():
         (lambda: masks.window(2, -3), ValueError, "S must be 0 or more, got -3"),
         (lambda: masks.window(2, left=-1), ValueError, "left must be None or 0 or more, got -1"),
         (lambda: masks.causal(2.0), TypeError, "T must be an int, got 2.0"),
-        (lambda: masks.causal(2, q_offset=0.5), TypeError, "q_offset must be an int, got 0.5"),
+        (lambda: masks.causal(True), TypeError, "T must be an int, got True"),
+        (lambda: masks.window(2, left=1.0), TypeError, "left must be None or an int, got 1.0"),
+        (lambda: masks.window(2, right=True), TypeError, "right must be None or an int, got True"),
+        (lambda: masks.window(2, right=-2), ValueError, "right must be None or 0 or more, got -2"),
+        (
+            lambda: masks.causal(2, q_offset=0.5),
+            TypeError,
+            "q_offset must be an int or a tensor of ints, got 0.5",
+        ),
+        (lambda: masks.causal(2, q_offset=False), TypeError, "tensor of ints, got False"),
+        (lambda: masks.causal(2, q_offset=[1, 2]), TypeError, "tensor of ints, got \\[1, 2\\]"),
+        (lambda: masks.window(2, q_offset=torch.ones(2)), TypeError, "ints, got torch.float32"),
+        (lambda: masks.window(2, q_offset=torch.ones(2).bool()), TypeError, "got torch.bool"),
+        (lambda: masks.causal(2, q_offset=torch.ones(2) * 1j), TypeError, "got torch.complex64"),
+        (lambda: masks.padding([1], side="up"), ValueError, "'right' or 'left', got 'up'"),
+        (lambda: masks.padding([4], max_len=3, side="left"), ValueError, "between 0 and 3"),
+        (
+            lambda: masks.to_keras(torch.ones(2, 2, 4).bool(), torch.ones(2, 3).bool()),
+            ValueError,
+            "got shapes \\(2, 1, 2, 4\\), \\(2, 1, 1, 3\\)",
+        ),
         (lambda: masks.padding([], max_len=-1), ValueError, "max_len must be 0 or more, got -1"),
         (
             lambda: masks.to_additive(torch.ones(2).bool(), torch.int64),

@@ -10,6 +10,7 @@ import faulty
 import function_properties
 import properties
 import pytest
+from support import randn
 
 import mha
 
@@ -19,9 +20,11 @@ RIGHT = {
     "step by step": faulty.Function(),
     "reference": partial(mha.scaled_dot_product_attention, backend="reference"),
     "sdpa": partial(mha.scaled_dot_product_attention, backend="sdpa"),
+    "auto": mha.scaled_dot_product_attention,
 }
 # no wrong number, but an error: any other variant that crashes is itself broken
 CRASHES = {"mask-half-overflow", "empty-keys-raise", "device-buffer", "value-width-assumed"}
+AT_OPTIONS = [s for s, m in faulty.MODULES.items() if m.options or not m.in_training]
 OWN = {slug: module for slug, module in faulty.MODULES.items() if module.caught_by}
 
 
@@ -54,7 +57,7 @@ def test_the_right_module_passes(name):
 
 
 def test_there_are_many_mistakes_and_each_is_described():
-    assert len(faulty.FUNCTIONS) >= 30 and len(OWN) >= 20
+    assert len(faulty.FUNCTIONS) >= 60 and len(OWN) >= 40
     for variant in [*faulty.FUNCTIONS.values(), *faulty.MODULES.values()]:
         assert len(variant.__doc__.splitlines()) == 1 and variant.__doc__.endswith(".")
     abouts = [variant.__doc__ for variant in faulty.FUNCTIONS.values()]
@@ -79,6 +82,16 @@ def test_each_mistake_of_the_module_is_caught_by_name(slug, name):
 def test_a_module_with_a_faulty_function_is_caught(slug):
     verdicts = (faulty.verdict(holds, faulty.MODULES[slug]) for holds in MODULE_CHECKS.values())
     assert any(verdict != "passes" for verdict in verdicts)
+
+
+@pytest.mark.parametrize("slug", AT_OPTIONS)
+def test_a_mistake_is_at_work_with_its_options_and_in_training_if_it_says_so(slug):
+    variant, x = faulty.MODULES[slug], randn(2, 11, 32)
+    for options in ({}, variant.options):
+        made = (variant, faulty.Module)
+        outputs = [properties.built(m, 32, 4, is_causal=True, **options)(x) for m in made]
+        at_work = bool(options) and variant.in_training
+        assert ((outputs[0] - outputs[1]).abs().max() > 1e-3) == at_work, options
 
 
 @pytest.mark.parametrize("slug", faulty.HIDDEN)

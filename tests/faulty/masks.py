@@ -29,18 +29,18 @@ class MaskIgnored(Function):
 class AttnMaskIgnoredWhenCausal(Function):
     """The causal flag makes the attn_mask disappear."""
 
-    def rules(self, scores, attn_mask, key_mask, is_causal, q_offset):
+    def rules(self, scores, attn_mask, key_mask, is_causal, *order):
         attn_mask = None if is_causal else attn_mask
-        return super().rules(scores, attn_mask, key_mask, is_causal, q_offset)
+        return super().rules(scores, attn_mask, key_mask, is_causal, *order)
 
 
 @mistake("masks_compose_by_and")
 class KeyMaskIgnoredWhenCausal(Function):
     """The causal flag makes the key_mask disappear."""
 
-    def rules(self, scores, attn_mask, key_mask, is_causal, q_offset):
+    def rules(self, scores, attn_mask, key_mask, is_causal, *order):
         key_mask = None if is_causal else key_mask
-        return super().rules(scores, attn_mask, key_mask, is_causal, q_offset)
+        return super().rules(scores, attn_mask, key_mask, is_causal, *order)
 
 
 @mistake("masks_compose_by_and")
@@ -198,45 +198,45 @@ class DeadRowCleanedLate(Function):
 class CausalUpper(Function):
     """The causal mask is the upper triangle: a query sees only the future."""
 
-    def causal(self, ones, q_offset):
-        return ones.triu(q_offset)
+    def causal(self, distance):
+        return distance >= 0
 
 
 @mistake("the_past_ignores_the_future")
 class CausalStrict(Function):
     """The causal mask leaves out the diagonal: a query does not see itself."""
 
-    def causal(self, ones, q_offset):
-        return ones.tril(q_offset - 1)
+    def causal(self, distance):
+        return distance < 0
 
 
 @mistake("the_past_ignores_the_future")
 class CausalLeakOne(Function):
     """The causal mask is off by one: a query sees the next token."""
 
-    def causal(self, ones, q_offset):
-        return ones.tril(q_offset + 1)
+    def causal(self, distance):
+        return distance <= 1
 
 
 @mistake("a_step_equals_the_whole")
 class CausalTopLeft(Function):
     """q_offset is ignored: one more query after a cache sees only the first key."""
 
-    def causal(self, ones, q_offset):
-        return ones.tril()
+    def distance(self, scores, q_offset):
+        return super().distance(scores, 0)
 
 
 @mistake("equals_the_oracle")
 class CausalBottomRight(Function):
     """The last query always sees the last key, whatever q_offset says."""
 
-    def causal(self, ones, q_offset):
-        return ones.tril(ones.shape[1] - ones.shape[0])
+    def distance(self, scores, q_offset):
+        return super().distance(scores, scores.shape[-1] - scores.shape[-2])
 
 
 @mistake("a_step_equals_the_whole")
 class CausalOffsetNegated(Function):
     """q_offset is subtracted where it must be added."""
 
-    def causal(self, ones, q_offset):
-        return ones.tril(-q_offset)
+    def distance(self, scores, q_offset):
+        return super().distance(scores, -q_offset)

@@ -19,7 +19,7 @@ class SplitNoTranspose(Module):
     """Heads are split by one reshape, without a transpose: positions mix into heads."""
 
     def split(self, x):
-        return x.reshape(x.shape[0], self.num_heads, x.shape[1], self.head_dim)
+        return x.reshape(x.shape[0], self.heads(x), x.shape[1], self.head_dim)
 
 
 @mistake("the_past_ignores_the_future")
@@ -40,7 +40,7 @@ class SplitDimMajor(Module):
     """Heads are interleaved at the split: head h owns the features h, h + H, h + 2H."""
 
     def split(self, x):
-        return x.view(*x.shape[:2], self.head_dim, self.num_heads).permute(0, 3, 1, 2)
+        return x.view(*x.shape[:2], self.head_dim, self.heads(x)).permute(0, 3, 1, 2)
 
 
 @mistake("a_head_can_be_cut_out")
@@ -57,7 +57,7 @@ class BatchMixed(Module):
 
     def split(self, x):
         batch, length, _ = x.shape
-        return x.reshape(length, batch, self.num_heads, self.head_dim).permute(1, 2, 0, 3)
+        return x.reshape(length, batch, self.heads(x), self.head_dim).permute(1, 2, 0, 3)
 
 
 @mistake("a_head_can_be_cut_out")

@@ -193,8 +193,8 @@ class DtypeLeak(Function):
 class DeviceBuffer(Function):
     """The causal mask is made on the CPU at each call, wherever the inputs are."""
 
-    def causal(self, ones, q_offset):
-        return torch.ones(ones.shape, dtype=torch.bool).tril(q_offset)
+    def distance(self, scores, q_offset):
+        return super().distance(torch.empty(scores.shape), q_offset)
 
 
 @mistake("equals_the_oracle")
