@@ -109,7 +109,11 @@ def explain(
     Returns: a named tuple (backend, reason); the reason is one sentence.
     Errors: as of ``scaled_dot_product_attention``.
     """
-    return _Call(query, key, value, attn_mask, dropout_p, is_causal, **options).choice()
+    call = _Call(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    obstacle = call.obstacle()
+    if obstacle is not None:
+        return Choice("reference", obstacle)
+    return Choice("sdpa", _sdpa.describe(*call.operands, call.rules, dropout_p))
 
 
 class _Call:
@@ -163,7 +167,7 @@ class _Call:
         """The result, in the axes that came."""
         _checks.check_backend(backend)
         if backend == "auto":
-            backend = self.choice().backend
+            backend = "sdpa" if self.obstacle() is None else "reference"
         else:
             self._refuse(backend)
         backend = "reference" if self._is_empty() else backend
@@ -190,19 +194,18 @@ class _Call:
             output = _flex().attend(*self.operands, self.rules, self.scale, self.softcap)
         return output, weights
 
-    def choice(self) -> Choice:
-        """What "auto" takes."""
+    def obstacle(self) -> str | None:
+        """Why "auto" does not take torch's fused kernels, or None."""
         if self._is_empty():
-            return Choice("reference", "An axis is empty, which fused kernels refuse.")
+            return "An axis is empty, which fused kernels refuse."
         if self.softcap is not None:
-            return Choice("reference", "torch's fused kernels know no softcap.")
+            return "torch's fused kernels know no softcap."
         if self._is_fragile():
-            return Choice(
-                "reference",
-                "The float attn_mask may hold huge negative rows, and gradients are on: fused "
-                "backward passes are wrong there.",
+            return (
+                "The float attn_mask may hold rows of huge negative numbers, and gradients are "
+                "on: fused backward passes are wrong there."
             )
-        return Choice("sdpa", _sdpa.describe(*self.operands, self.rules, self.dropout_p))
+        return None
 
     def _refuse(self, backend: str) -> None:
         """ValueError for what a named backend cannot do."""

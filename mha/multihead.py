@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from mha import _checks
+from mha import _checks, _fused
 from mha.attention import attend
 from mha.cache import KVCache
 from mha.heads import default_head_dim, default_inputs, merge_heads, split_heads
@@ -154,16 +154,18 @@ class MultiHeadAttention(nn.Module):
         self._check_helpers(query, positions, cache)
         if cache is not None and cache.static and cache.filled:
             self._check_inputs(query=query)
-            q = self._queries(query, self._positions(positions, query, None))
+            q = self._heads(self.q_proj(query), self.q_norm, self._places(positions, query))
             k, v, key_mask, q_offset = cache.read()
         else:
             key, value = default_inputs(query, key, value)
             self._check_inputs(query=query, key=key, value=value)
             query, key, value = _zero_padding(query, key, value, key_mask)
-            places = self._positions(positions, query, cache if self_attention else None)
-            q = self._queries(query, places)  # (B, H, T, D)
-            places = places if self_attention else self._positions(None, key, cache)
-            k, v = self._keys(key, places), split_heads(self.v_proj(value), self.num_kv_heads)
+            q, k, v = self._project(query, key, value)  # (B, T, H*D), twice (B, S, H_kv*D)
+            places = self._places(positions, query, cache if self_attention else None)
+            q = self._heads(q, self.q_norm, places)  # (B, H, T, D)
+            places = places if self_attention else self._places(None, key, cache)
+            k = self._heads(k, self.k_norm, places)  # (B, H_kv, S, D)
+            v = split_heads(v, self.num_kv_heads)  # (B, H_kv, S, D)
             if cache is not None:
                 k, v, key_mask, q_offset = cache.append(k, v, key_mask)
         joined = attend(
@@ -184,19 +186,39 @@ class MultiHeadAttention(nn.Module):
         output = self.out_proj(merge_heads(joined))  # (B, H, T, D) -> (B, T, H*D) -> (B, T, E)
         return (output, weights) if return_weights else output
 
-    def _queries(self, query: Tensor, positions: Tensor | None) -> Tensor:
-        """Project, split, normalise, turn: (B, T, E) -> (B, H, T, D)."""
-        q = split_heads(self.q_proj(query), self.num_heads)
-        q = q if self.q_norm is None else self.q_norm(q)
-        return q if self.rope is None else self.rope(q, positions)
+    def fuse_qkv_(self) -> "MultiHeadAttention":
+        """Compute queries, keys and values of self-attention by one product from now on, in place.
 
-    def _keys(self, key: Tensor, positions: Tensor | None) -> Tensor:
-        """Project, split, normalise, turn: (B, S, kdim) -> (B, H_kv, S, D)."""
-        k = split_heads(self.k_proj(key), self.num_kv_heads)
-        k = k if self.k_norm is None else self.k_norm(k)
-        return k if self.rope is None else self.rope(k, positions)
+        The parameters keep their names, shapes and values; only their place in memory changes. A
+        later hook on a map, compilation, autocast, a copy or a move to another device or dtype
+        brings the three products back by itself. No second derivative flows through the one product.
 
-    def _positions(self, given: Tensor | None, x: Tensor, cache: KVCache | None) -> Tensor | None:
+        Returns: the module. Errors: ValueError if the maps cannot be fused (hooks are set, widths
+        differ, one was replaced), saying why.
+        """
+        why_not = _fused.obstacle(self)
+        if why_not is not None:
+            raise ValueError(f"q_proj, k_proj and v_proj cannot be fused: {why_not}")
+        _fused.pack(self)
+        return self
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Queries (B, T, H*D), keys and values (B, S, H_kv*D)."""
+        if query is key is value:
+            fused = _fused.project(self, query)
+            if fused is not None:
+                return fused
+        return self.q_proj(query), self.k_proj(key), self.v_proj(value)
+
+    def _heads(self, x: Tensor, norm: nn.Module | None, places: Tensor | None) -> Tensor:
+        """Split, normalise, turn: (B, T, heads*D) -> (B, heads, T, D)."""
+        x = split_heads(x, x.shape[-1] // self.head_dim)
+        x = x if norm is None else norm(x)
+        return x if self.rope is None else self.rope(x, places)
+
+    def _places(
+        self, given: Tensor | None, x: Tensor, cache: KVCache | None = None
+    ) -> Tensor | None:
         """Where the tokens of ``x`` stand, (T,) or (B, T), if anybody wants to know."""
         if self.rope is None or given is not None:
             return given
