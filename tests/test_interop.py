@@ -305,6 +305,11 @@ def test_to_torch_refuses_another_class():
 
 REFUSED = {
     "head_dim": ({"head_dim": 3}, r"head_dim must be .*, got head_dim=3, so H\*D=6"),
+    "num_kv_heads": ({"num_kv_heads": 1}, "num_kv_heads must be num_heads=2 for torch.nn, got 1"),
+    "rope": ({"rope": mha.positions.Rotary()}, "rope must be None for torch.nn, got Rotary"),
+    "qk_norm": ({"qk_norm": "rms"}, "qk_norm must be None for torch.nn, got RMSNorm"),
+    "softcap": ({"softcap": 2.0}, "softcap must be None for torch.nn, got 2.0"),
+    "window": ({"window": (2, 0)}, r"window must be None for torch.nn, got \(2, 0\)"),
     "scale": ({"scale": 1.0}, r"scale must be None or 1/sqrt\(D\)=0.5 .*, got 1.0; .* by 2 to"),
     "is_causal": ({"is_causal": True}, "is_causal must be False .*, got True"),
     "out_bias=False": ({"out_bias": False}, "got a bias on q_proj, k_proj, v_proj only"),

@@ -72,9 +72,9 @@ def to_torch(module: MultiHeadAttention, *, batch_first: bool = True) -> nn.Mult
         module: ours.
         batch_first: whether the copy takes (B, T, E), or torch's own default (T, B, E).
     Errors: ValueError for what torch's module cannot hold: a ``head_dim`` with H*D != E, a
-        ``scale`` other than 1/sqrt(D), ``is_causal=True``, biases on some of the four maps only,
-        input maps of which some are frozen and some not, parameters that differ in dtype or
-        device. TypeError for another class, or one with a forward of its own; and for a
+        ``scale`` other than 1/sqrt(D), ``is_causal=True``, fewer key heads, ``rope``, ``qk_norm``,
+        ``softcap``, a ``window``, biases on some of the four maps only, input maps of which some
+        are frozen and some not, parameters that differ in dtype or device. TypeError for another class, or one with a forward of its own; and for a
         projection that is no ``nn.Linear``, or one with a forward of its own.
     """
     _checks.check_flag("batch_first", batch_first)
@@ -138,6 +138,16 @@ def _check_settings(module: MultiHeadAttention) -> None:
             f"head_dim must be embed_dim / num_heads for torch.nn, got head_dim={module.head_dim}, "
             f"so H*D={inner} with embed_dim={module.embed_dim}"
         )
+    if module.num_kv_heads != module.num_heads:
+        raise ValueError(
+            f"num_kv_heads must be num_heads={module.num_heads} for torch.nn, "
+            f"got {module.num_kv_heads}"
+        )
+    options = {"rope": module.rope, "qk_norm": module.q_norm}
+    options |= {"softcap": module.softcap, "window": module.window}
+    for name, option in options.items():
+        if option is not None:
+            raise ValueError(f"{name} must be None for torch.nn, got {option}")
     default = module.head_dim**-0.5
     if module.scale is not None and not math.isclose(module.scale, default):
         raise ValueError(
