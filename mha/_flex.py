@@ -1,9 +1,10 @@
-"""The backend "flex": torch's flex_attention, which compiles the masks of one call into its kernel.
+"""The backend "flex": torch's flex_attention, which compiles the masks of a call into its kernel.
 
 Masks are two functions of (b, h, i, j): one says whether query i may see key j, the other changes
 a score. A block mask lists, for each block of queries, the blocks of keys it has to read.
 
 Axes: B batch, H heads, H_kv key heads, T queries, S keys, D width of one head, D_v of one value.
+Source: Dong et al. (2024), "Flex Attention".
 """
 
 import functools
@@ -21,15 +22,15 @@ from mha.positions import ALiBi
 BLOCK = 128
 """Queries, and keys, to a block of the block mask."""
 
-COMPILE_ENTRIES = 1 << 26
-"""Scores B * H * T * S from which the CPU compiles a kernel: below, that costs more than it saves,
-and the scores that are written instead are at most 256 MiB in float32."""
+COMPILE_SCORES = 1 << 26
+"""Scores, B * H * T * S, from which a kernel is compiled on the CPU. That costs seconds, as much as
+two or three calls of this size without; below it they write 256 MiB of scores at most, or twice."""
 
 RECOMPILE_LIMIT = 64
-"""Kernels of one process: torch gives up after 8, without a word, and writes all the scores."""
+"""Kernels compiled before torch gives up and writes all scores; by default it would be 8."""
 
 LOST = 1e16
-"""Beside a number as large as this, a score is lost in rounding even in float64."""
+"""Beside a number as large as this a score is lost in rounding, even in float64."""
 
 
 def refusal(
@@ -38,13 +39,17 @@ def refusal(
     """What flex cannot do of a call, and a backend that can; None if it can do it all."""
     if dropout_p > 0:
         return "dropout", "reference"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "torch.func transforms, such as vmap", "reference"
-    if query.device.type == "cpu":
-        bias = (rules.attn_mask,) if isinstance(rules.attn_mask, Tensor) else ()
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, *bias)):
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+        return "torch.func transforms such as vmap", "reference"
+    if torch.is_grad_enabled():
+        if isinstance(rules.attn_mask, Tensor) and rules.attn_mask.requires_grad:
+            return (
+                "a gradient to attn_mask",
+                "reference",
+            )  # torch's is wrong, or fails, now and then
+        if query.device.type == "cpu" and any(x.requires_grad for x in (query, key, value)):
             return "gradients on the CPU", "reference"
-    elif query.dtype == torch.float64:
+    if query.device.type != "cpu" and query.dtype == torch.float64:
         return f"float64 on {query.device.type}", "reference"
     return None
 
@@ -56,59 +61,52 @@ def attend(
 
     No axis is empty. Half types are summed in float32.
     """
-    sizes = query.shape[-2], key.shape[-2]  # (T, S)
-    if not torch.compiler.is_compiling():
-        rules = rules.simplified(*sizes)
-    edges = _edges(rules, query)
-    score_mod = _score_mod(query, key, rules, softcap)
-    block_mask = _block_mask(rules, edges, sizes, query.device)
-    dtype, width = query.dtype, value.shape[-1]
-    run = _runner(query, sizes[1])
-    if run is _eager and dtype in (torch.float16, torch.bfloat16):
-        query, key, value = query.float(), key.float(), value.float()
-    if query.device.type != "cpu":  # the kernels there want widths of at least 16
-        query, key, value = (F.pad(x, (0, max(0, 16 - x.shape[-1]))) for x in (query, key, value))
-    grouped = query.shape[1] != key.shape[1]
-    output = run(query, key, value, score_mod, block_mask, scale, grouped)  # (B, H, T, D_v)
-    return output[..., :width].to(dtype)
-
-
-def _edges(rules: Rules, query: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The least and the greatest j - i that the bounds allow: (B,) each, None if unbounded."""
-    left, right = rules.bounds
-    offset = _offsets(rules, query)
-    low = None if left is None else offset - left
-    high = None if right is None else offset + right
-    return low, high
-
-
-def _offsets(rules: Rules, query: Tensor) -> Tensor:
-    """q_offset of each example: (B,). A tensor, so that another number needs no other kernel."""
-    offset, batch = rules.q_offset, query.shape[0]
+    compiling = torch.compiler.is_compiling()
+    rules = rules if compiling else rules.simplified(query.shape[-2], key.shape[-2])
+    bias, offset, (left, right) = rules.attn_mask, rules.q_offset, rules.bounds
     if isinstance(offset, Tensor):
-        return offset.expand(batch)
-    return torch.full((batch,), offset, device=query.device)
+        offset = offset.expand(query.shape[0]).contiguous()  # (B,)
+    elif not compiling:  # a tensor too: another number needs no other kernel
+        offset = torch.full((query.shape[0],), offset, device=query.device)
+    slopes = bias.slopes.to(query.device) if isinstance(bias, ALiBi) else None
+    bias = None if isinstance(bias, ALiBi) else bias
+    given = bias, slopes, rules.key_mask, left, right, offset, scale, softcap
+    if query.device.type == "cpu":
+        # an outer compiler leaves it alone: torch's own fails on most such graphs on the CPU
+        return torch.compiler.disable(_attend_on_cpu)(query, key, value, *given)
+    widths = query.shape[-1], value.shape[-1]
+    if min(widths) < 16:  # which the kernels do not take
+        query, key, value = (F.pad(x, (0, max(0, 16 - x.shape[-1]))) for x in (query, key, value))
+    return _attend(query, key, value, *given)[..., : widths[1]]
 
 
-def _score_mod(query: Tensor, key: Tensor, rules: Rules, softcap: float | None):
-    """What is done to a score: softcap, then the bias. None for nothing."""
-    mask, changes = rules.attn_mask, []
+def _attend_on_cpu(query, key, value, *given):
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    operands = (x.detach().to(dtype) for x in (query, key, value))
+    return _attend(*operands, *given).to(query.dtype)
+
+
+def _attend(query, key, value, bias, slopes, key_mask, left, right, offset, scale, softcap):
+    rules = Rules(bias, key_mask, False, (left, right), offset)
+    sizes = query.shape[-2], key.shape[-2]  # (T, S)
+    block_mask = _block_mask(rules, sizes, query.device)
+    changes = []
     if softcap is not None:
         changes.append(lambda score, b, h, i, j: softcap * torch.tanh(score / softcap))
-    if isinstance(mask, ALiBi):
-        slopes, offset = mask.slopes.to(query.device), _offsets(rules, query)
-        changes.append(lambda score, b, h, i, j: score - slopes[h] * (j - i - offset[b]).abs())
-    elif mask is not None and mask.is_floating_point():
+    if slopes is not None:
+        at = _offset_at(offset)
+        changes.append(lambda score, b, h, i, j: score - slopes[h] * (j - i - at(b)).abs())
+    elif bias is not None and bias.is_floating_point():
         changes.append(_bias(query, key, rules))
-    if not changes:
-        return None
 
     def score_mod(score, b, h, i, j):
         for change in changes:
             score = change(score, b, h, i, j)
         return score
 
-    return score_mod
+    grouped = query.shape[1] != key.shape[1]
+    run = _runner(query, sizes[1])
+    return run(query, key, value, score_mod if changes else None, block_mask, scale, grouped)
 
 
 def _bias(query: Tensor, key: Tensor, rules: Rules):
@@ -117,9 +115,8 @@ def _bias(query: Tensor, key: Tensor, rules: Rules):
     The softmax is the same, but no digit is lost: where all numbers of a row are huge, as in a row
     of finfo.min, the kernels' exp(score - log-sum) would be wrong.
     """
-    top = rules.mask(query, key).detach().amax(-1, keepdim=True)  # (..., T, 1)
-    top = _at(top.masked_fill(top == float("-inf"), 0.0))
-    bias = _at(rules.attn_mask)
+    top = rules.mask(query, key).amax(-1, keepdim=True)  # (..., T, 1)
+    top, bias = _at(top.masked_fill(top == float("-inf"), 0.0)), _at(rules.attn_mask)
 
     def change(score, b, h, i, j):
         most = top(b, h, i, j)
@@ -131,43 +128,55 @@ def _bias(query: Tensor, key: Tensor, rules: Rules):
 def _at(x: Tensor):
     """Read a tensor that broadcasts to (B, H, T, S) at (b, h, i, j)."""
     x = x[(None,) * (4 - x.ndim)]
+    for axis, step in enumerate(x.stride()):
+        x = x.narrow(axis, 0, 1) if step == 0 else x  # an expanded axis: kernels fail on it
     b1, h1, i1, j1 = (int(size > 1) for size in x.shape)  # an axis of size 1 is read at 0
     return lambda b, h, i, j: x[b * b1, h * h1, i * i1, j * j1]
 
 
-def _block_mask(rules: Rules, edges, sizes: tuple[int, int], device: torch.device):
+def _offset_at(offset: Tensor | int):
+    return (lambda b: offset[b]) if isinstance(offset, Tensor) else (lambda b: offset)
+
+
+def _block_mask(rules: Rules, sizes: tuple[int, int], device: torch.device):
     """The rules, score changes aside, as torch's BlockMask; None where all see all.
 
     create_block_mask would write T x S booleans; this looks at the ends of each block.
     """
     from torch.nn.attention.flex_attention import BlockMask, and_masks
 
-    (low, high), key_mask, seen = edges, rules.key_mask, rules.attn_mask
-    first_i, first_j = (torch.arange(0, size, BLOCK, device=device) for size in sizes)
-    first_i = first_i[:, None]  # (T / BLOCK, 1)
-    least, most = first_j - first_i - (BLOCK - 1), first_j - first_i + (BLOCK - 1)  # of j - i
-    some = torch.ones_like(least, dtype=torch.bool)[None, None]  # blocks in which some may see
-    whole = ((first_i + BLOCK <= sizes[0]) & (first_j + BLOCK <= sizes[1]))[None, None]  # all may
+    (left, right), offset, at = rules.bounds, rules.q_offset, _offset_at(rules.q_offset)
+    (i, last_i), (j, last_j) = (_ends(size, device) for size in sizes)  # of each block
+    shift = offset[:, None, None, None] if isinstance(offset, Tensor) else offset
+    least = j - last_i[:, None] - shift  # of j - (i + q_offset): (T / BLOCK, S / BLOCK)
+    most = last_j - i[:, None] - shift  # or (B, 1, T / BLOCK, S / BLOCK)
+    some = torch.ones_like(least, dtype=torch.bool)  # blocks where a query may see a key
+    whole = (last_i - i == BLOCK - 1)[:, None] & (last_j - j == BLOCK - 1)  # and where all may
     tests = []
-    if low is not None:
-        start = low[:, None, None, None]
-        some, whole = some & (most >= start), whole & (least >= start)
-        tests.append(lambda b, h, i, j: j - i >= low[b])
-    if high is not None:
-        end = high[:, None, None, None]
-        some, whole = some & (least <= end), whole & (most <= end)
-        tests.append(lambda b, h, i, j: j - i <= high[b])
-    given = [] if key_mask is None else [key_mask[:, None, None, :]]  # (B, 1, 1, S)
-    if isinstance(seen, Tensor) and seen.dtype == torch.bool:
-        given.append(seen[(None,) * (4 - seen.ndim)])
+    if left is not None:
+        some, whole = some & (most >= -left), whole & (least >= -left)
+        tests.append(lambda b, h, i, j: j - i - at(b) >= -left)
+    if right is not None:
+        some, whole = some & (least <= right), whole & (most <= right)
+        tests.append(lambda b, h, i, j: j - i - at(b) <= right)
+    given = [] if rules.key_mask is None else [rules.key_mask[:, None, None, :]]  # (B, 1, 1, S)
+    if rules.attn_mask is not None and rules.attn_mask.dtype == torch.bool:
+        given.append(rules.attn_mask[(None,) * (4 - rules.attn_mask.ndim)])
     for mask in given:
         some = some & _tiles(_tiles(mask, -1, torch.any), -2, torch.any)
         whole = whole & _tiles(_tiles(mask, -1, torch.all), -2, torch.all)
         tests.append(_at(mask))
     if not tests:
         return None
-    lists = *_ordered(some & ~whole), *_ordered(whole)
-    return BlockMask.from_kv_blocks(*lists, BLOCK, and_masks(*tests), seq_lengths=sizes)
+    part, whole = (x[(None,) * (4 - x.ndim)] for x in (some & ~whole, whole))
+    lists = (pair for x in (part, whole, part.mT, whole.mT) for pair in _ordered(x))
+    return BlockMask(sizes, *lists, (BLOCK, BLOCK), and_masks(*tests))
+
+
+def _ends(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """First and last index of each block."""
+    first = torch.arange(0, size, BLOCK, device=device)
+    return first, (first + BLOCK - 1).clamp(max=size - 1)
 
 
 def _tiles(mask: Tensor, axis: int, reduce) -> Tensor:
@@ -186,38 +195,37 @@ def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _runner(query: Tensor, size: int):
-    """Compiled on a GPU, and for a large problem on a CPU; a compiler at work inlines flex."""
+    """flex_attention, compiled on a GPU and for a large problem on the CPU."""
     if torch.compiler.is_compiling():
-        return _inline
-    if query.device.type == "cpu":
-        small = query.shape[:-1].numel() * size < COMPILE_ENTRIES
-        if small or query.dtype == torch.float64 or not _has_compiler():
-            return _eager
-    return _compiled
+        return _flex  # by the compiler that is at work
+    if query.device.type != "cpu":
+        return functools.partial(_compiled, None)  # sizes that vary share one kernel
+    large = query.shape[:-1].numel() * size >= COMPILE_SCORES
+    if large and query.dtype == torch.float32 and _has_compiler():
+        return functools.partial(_compiled, False)  # on the CPU such kernels do not always compile
+    return _eager
 
 
-def _inline(query, key, value, score_mod, block_mask, scale, grouped):
+def _flex(*args):
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention(query, key, value, score_mod, block_mask, scale, grouped)
+    return flex_attention(*args)
 
 
 def _eager(*args):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        return _inline(*args)
+        return _flex(*args)
 
 
-def _compiled(*args):
-    # Sizes that vary share one kernel on a GPU; on the CPU torch 2.13 fails to compile such a one.
-    dynamic = False if args[0].device.type == "cpu" else None
+def _compiled(dynamic: bool | None, *args):
     with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
         return _compile(dynamic)(*args)
 
 
 @functools.cache
 def _compile(dynamic: bool | None):
-    return torch.compile(_inline, dynamic=dynamic)
+    return torch.compile(_flex, dynamic=dynamic)
 
 
 @functools.cache

@@ -63,7 +63,8 @@ def scaled_dot_product_attention(
             "sdpa" (torch's fused kernels; no softcap; the readable path for empty axes, and for a
             float attn_mask while gradients are on), "flex" (torch's flex_attention; no dropout, on
             the CPU no gradients), or "auto", which refuses nothing: see ``explain``. The fused CPU
-            kernel has no second derivative and no forward mode; "reference" has both.
+            kernel has no second derivative and no forward mode, and its gradients lose digits
+            where scores pass some 2e5 in float32; "reference" has all three.
     Returns: output (..., H, T, D_v) in the query's dtype, and weights (..., H, T, S) if asked for.
     Errors: TypeError or ValueError naming the argument, what came and what was expected; ValueError
         for what a named backend cannot do, naming one that can.

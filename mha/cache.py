@@ -153,13 +153,16 @@ class KVCache:
             self._ends = self.lengths
             real[:, :, : self.length] = True
         start, taken = self._next_slot(), size
-        _put(keys, start, key)
-        _put(values, start, value)
+        slots = _slots(start, size)
+        _put(keys, slots, key)
+        _put(values, slots, value)
         if self._ends is not None:
-            mask = real.new_ones(1, 1) if key_mask is None else key_mask
-            mask = mask.expand(batch, size)  # (B, T)
-            _put(real, start, mask[:, None, :, None])
-            taken = (mask.flip(1).cumsum(1) > 0).sum(1)  # (B,), up to the last real token
+            if key_mask is None:
+                real.scatter_(2, slots, True)
+            else:
+                mask = key_mask.expand(batch, size)  # (B, T)
+                _put(real, slots, mask[:, None, :, None])
+                taken = (mask.flip(1).cumsum(1) > 0).sum(1)  # (B,), up to the last real token
             self._ends = start + taken
         self._seen = self._seen + taken
         self.length, self.filled = self.length + size, True
@@ -241,8 +244,9 @@ class KVCache:
         if self._ends is not None:
             shift = (self._ends - self._left).clamp(min=0)  # (B,)
             self._ends = self._ends - shift
+        slots = _slots(shift, self._left)
         for buffer in self._buffers:
-            buffer[:, :, : self._left] = _take(buffer, shift, self._left)
+            buffer[:, :, : self._left] = _take(buffer, slots)
             buffer[:, :, self._left :] = 0
         self.length = self._left
 
@@ -285,22 +289,23 @@ def _left(window: tuple[int | None, int | None] | None, max_len: int) -> int | N
     return left
 
 
-def _index(buffer: Tensor, start: Tensor, size: int) -> Tensor:
-    """Slots start[b], ..., start[b] + size - 1, as ``gather`` wants them: (B, heads, size, width)."""
-    slots = start[:, None] + torch.arange(size, device=buffer.device)  # (B, size)
-    return slots[:, None, :, None].expand(-1, buffer.shape[1], -1, buffer.shape[3])
-
-
-def _put(buffer: Tensor, start: int | Tensor, new: Tensor) -> None:
-    """Write (B, heads, T, width) into the slots from ``start`` on."""
+def _slots(start: int | Tensor, size: int) -> slice | Tensor:
+    """Slots start, ..., start + size - 1; where ``start`` is (B,), as (B, 1, size, 1)."""
     if isinstance(start, Tensor):
-        buffer.scatter_(2, _index(buffer, start, new.shape[2]), new.to(buffer.dtype))
+        return (start[:, None] + torch.arange(size, device=start.device))[:, None, :, None]
+    return slice(start, start + size)
+
+
+def _put(buffer: Tensor, slots: slice | Tensor, new: Tensor) -> None:
+    """Write (B, heads, size, width) into these slots."""
+    if isinstance(slots, Tensor):
+        buffer.scatter_(2, slots.expand(new.shape), new.to(buffer.dtype))
     else:
-        buffer[:, :, start : start + new.shape[2]] = new
+        buffer[:, :, slots] = new
 
 
-def _take(buffer: Tensor, start: int | Tensor, size: int) -> Tensor:
-    """A copy of ``size`` slots from ``start`` on."""
-    if isinstance(start, Tensor):
-        return buffer.gather(2, _index(buffer, start, size))
-    return buffer[:, :, start : start + size].clone()
+def _take(buffer: Tensor, slots: slice | Tensor) -> Tensor:
+    """A copy of these slots, (B, heads, size, width)."""
+    if isinstance(slots, Tensor):
+        return buffer.gather(2, slots.expand(-1, buffer.shape[1], -1, buffer.shape[3]))
+    return buffer[:, :, slots].clone()

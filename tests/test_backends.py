@@ -144,12 +144,16 @@ def test_no_mask_beside_the_flag_where_torch_would_refuse_it():
         close(attention(q, k, v, **options, backend="sdpa"), expected)
 
 
-@pytest.mark.parametrize("answer", [RuntimeError, math.nan, 1.0])
+@pytest.mark.parametrize("answer", [RuntimeError, math.nan, 1.0, "gradient"])
 def test_a_kernel_that_spoils_dead_rows_is_found_out(answer, monkeypatch):
     def kernel(*args, **options):
         if answer is RuntimeError:
             raise RuntimeError
-        return original(*args, **options).masked_fill(torch.tensor([[True], [False]]), answer)
+        output = original(*args, **options)
+        if answer == "gradient":
+            output.register_hook(lambda grad: grad * math.nan)
+            return output
+        return output.masked_fill(torch.tensor([[True], [False]]), answer)
 
     original = F.scaled_dot_product_attention
     assert _sdpa._kernel_spares_dead_rows.__wrapped__()
@@ -168,11 +172,13 @@ def test_chunks_read_only_the_keys_they_see(fused, small_chunks):
 
 
 def test_one_query_of_each_group_goes_in_one_piece(fused):
-    q, k, v = operands(groups=2)
-    for mask in (None, torch.rand(2 * H, 1, S) < 0.7, torch.rand(B, 1, 1, S) < 0.7):
-        got = attention(q[:, :, :1], k, v, mask, enable_gqa=True)
-        close(got, attention(q[:, :, :1], k, v, mask, enable_gqa=True, backend="reference"))
-    assert {(query, key) for query, key, *_ in fused.calls} == {((B, H, 2, D), (B, H, S, D))}
+    q, k, v = randn(B, 3 * H, 1, D), *operands(groups=2)[1:]
+    generator = torch.Generator().manual_seed(0)
+    for shape in (None, (3 * H, 1, S), (B, 1, 1, S)):
+        mask = None if shape is None else torch.rand(shape, generator=generator) < 0.6
+        got = attention(q, k, v, mask, enable_gqa=True)
+        close(got, attention(q, k, v, mask, enable_gqa=True, backend="reference"))
+    assert {(query, key) for query, key, *_ in fused.calls} == {((B, H, 3, D), (B, H, S, D))}
 
 
 def test_a_step_needs_no_mask_where_the_offset_is_known(fused):

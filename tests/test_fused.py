@@ -109,6 +109,10 @@ def backward_hooked(fused):
     fused.q_proj.register_full_backward_hook(lambda *_: None)
 
 
+def backward_pre_hooked(fused):
+    fused.q_proj.register_full_backward_pre_hook(lambda *_: None)
+
+
 def replaced(fused):
     fused.q_proj = nn.Sequential(fused.q_proj)
 
@@ -129,7 +133,8 @@ def moved(fused):
     fused.float().double()
 
 
-CHANGES = [hooked, pre_hooked, backward_hooked, replaced, pruned, parametrized, exchanged, moved]
+HOOKED = [hooked, pre_hooked, backward_hooked, backward_pre_hooked]
+CHANGES = [*HOOKED, replaced, pruned, parametrized, exchanged, moved]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -158,7 +163,7 @@ def test_hooks_on_all_modules_fire(products):
     assert products.count == 0 and fused.v_proj in seen
 
 
-@pytest.mark.parametrize("change", [hooked, pre_hooked, backward_hooked, replaced, pruned])
+@pytest.mark.parametrize("change", [*HOOKED, replaced, pruned])
 def test_refusal(change):
     module, _ = built()
     change(module)
