@@ -2,13 +2,17 @@
 
 import copy
 import io
+import shutil
 
 import properties
 import pytest
 import torch
 from support import MASK_NAMES, B, D, E, H, S, T, close, mask_cases, randn, to_numpy
 
-from mha import MultiHeadAttention, masks, reference
+from mha import KVCache, MultiHeadAttention, masks, reference
+from mha import scaled_dot_product_attention as attention
+from mha.heads import merge_heads, split_heads
+from mha.positions import ALiBi, Rotary
 
 BACKENDS = ("reference", "sdpa", "auto")
 
@@ -163,11 +167,19 @@ def test_compile_whole_graph(backend):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compile_with_inductor():
-    module = MultiHeadAttention(E, H)
-    x = randn(B, T, E, dtype=torch.float32)
-    output = torch.compile(module, fullgraph=True)(x, is_causal=True)
-    close(output, module(x, is_causal=True), 1e-5)
+    options = {"num_kv_heads": 1, "rope": Rotary(), "qk_norm": "rms", "window": (1, 0)}
+    module = MultiHeadAttention(E, H, **options, is_causal=True, dtype=torch.float64)
+    key_mask = mask_cases()["key_mask, holes"]["key_mask"]
+    results = []
+    for each in (module, torch.compile(copy.deepcopy(module), fullgraph=True)):
+        x = randn(B, S, E, requires_grad=True)
+        output = each(x, key_mask=key_mask)
+        output.backward(randn(B, S, E, seed=1))
+        results.append([output, x.grad, *(p.grad for p in each.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        close(mine, theirs, 1e-10)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -370,3 +382,79 @@ def test_on_the_gpu(backend, dtype):
         close(weights.cpu(), expected_weights, tolerance)
         output.float().sum().backward()
         assert all(i.grad.isfinite().all() for i in (x, y, z))
+
+
+def test_key_heads_of_their_own_and_norms_of_their_own():
+    module = MultiHeadAttention(E, 4, num_kv_heads=2, head_dim=3, qk_norm="layer", bias=False)
+    assert module.k_proj.weight.shape == module.v_proj.weight.shape == (6, E)
+    assert module.q_norm.weight.shape == (3,) and module.k_norm is not module.q_norm
+    output, weights = module(torch.randn(B, T, E), torch.randn(B, S, E), return_weights=True)
+    assert output.shape == (B, T, E) and weights.shape == (B, 4, T, S)
+    assert MultiHeadAttention(E, 4).q_norm is None
+    with torch.no_grad():
+        module.q_norm.weight.zero_()
+        module.reset_parameters()
+    assert (module.q_norm.weight == 1).all()
+
+
+def test_positions_move_the_queries_alone_in_cross_attention():
+    module = MultiHeadAttention(E, H, rope=Rotary(), dtype=torch.float64)
+    x, y = randn(B, T, E), randn(B, S, E, seed=1)
+    there = torch.tensor([[3, 4, 5], [0, 2, 9]])
+    q = module.rope(split_heads(module.q_proj(x), H), there)
+    k = module.rope(split_heads(module.k_proj(y), H), torch.arange(S))
+    v = split_heads(module.v_proj(y), H)
+    expected = module.out_proj(merge_heads(attention(q, k, v, backend="reference")))
+    close(module(x, y, positions=there), expected)
+    assert not torch.allclose(module(x, y), expected)
+
+
+def test_positions_move_queries_and_keys_in_self_attention():
+    module = MultiHeadAttention(E, H, rope=Rotary(), dtype=torch.float64)
+    x = randn(B, S, E)
+    shifted = torch.arange(S) + torch.tensor([[7], [1000]])  # (B, S): only distances count
+    close(module(x, positions=shifted), module(x), 1e-10)
+    close(module(x, x, positions=shifted), module(x), 1e-10)
+    assert not torch.allclose(module(x, positions=2 * torch.arange(S)), module(x))
+
+
+def test_alibi_passes_through():
+    module = MultiHeadAttention(E, H, dtype=torch.float64, backend="reference")
+    x, bias = randn(B, S, E), ALiBi(H)
+    close(module(x, attn_mask=bias), module(x, attn_mask=bias.bias(S, dtype=torch.float64)))
+
+
+def test_it_prints_the_options_that_were_given():
+    words = repr(MultiHeadAttention(E, H, num_kv_heads=1, softcap=3.0, window=(2, 0)))
+    assert "num_kv_heads=1, softcap=3.0, window=(2, 0)" in words
+    assert "softcap" not in repr(MultiHeadAttention(E, H))
+
+
+ENGINE_REFUSALS = {
+    "key heads": ({"num_kv_heads": 3}, ValueError, "must divide num_heads, got num_heads=2"),
+    "no key heads": ({"num_kv_heads": 0}, ValueError, "num_kv_heads must be at least 1, got 0"),
+    "norm": ({"qk_norm": "l2"}, ValueError, "qk_norm must be None or one of rms, layer, got 'l2'"),
+    "rope": ({"rope": True}, TypeError, "rope must be a mha.positions.Rotary, got bool"),
+    "rope's width": ({"rope": Rotary(6)}, ValueError, "at most the head width D=4, got 6"),
+    "softcap": ({"softcap": -1.0}, ValueError, "softcap must be finite and above 0, got -1.0"),
+    "window": ({"window": (1,)}, TypeError, r"a pair \(left, right\), got \(1,\)"),
+}
+
+
+@pytest.mark.parametrize("name", ENGINE_REFUSALS)
+def test_refusals_of_the_engine(name):
+    options, error, words = ENGINE_REFUSALS[name]
+    with pytest.raises(error, match=words):
+        MultiHeadAttention(E, H, **options)
+
+
+def test_refusals_of_positions_and_caches():
+    module, x = MultiHeadAttention(E, H), torch.zeros(B, T, E)
+    with pytest.raises(ValueError, match="positions are for rope, and this module has none"):
+        module(x, positions=torch.arange(T))
+    with pytest.raises(TypeError, match="cache must be a mha.KVCache, got dict"):
+        module(x, cache={})
+    with pytest.raises(ValueError, match="must have the batch size of query, B=2, got 3"):
+        module(x, cache=KVCache.for_module(module, B + 1, S))
+    with pytest.raises(ValueError, match="requires grad"):
+        module(x, cache=KVCache.for_module(module, B, S))

@@ -341,10 +341,12 @@ def test_alibi_compiles_with_sizes_that_change():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_alibi_rounds_once(dtype):
-    exact = -torch.arange(70_000, -1, -1).double() / 16  # the first of two heads
-    got = ALiBi(2).bias(1, 70_001, q_offset=70_000, dtype=dtype)[0, 0]
-    assert got.dtype == dtype and torch.equal(got, exact.to(dtype))
-    default = ALiBi(2).bias(1, 70_001, q_offset=70_000)
+    alibi, distance = ALiBi(12), torch.arange(70_000, -1, -1).double()
+    exact = -alibi.slopes[8].double() * distance  # slope 2 ** -0.5: no product is exact in float32
+    got = alibi.bias(1, 70_001, q_offset=70_000, dtype=dtype)[8, 0]
+    expected = exact if dtype == torch.float64 else exact.float().to(dtype)
+    assert got.dtype == dtype and torch.equal(got, expected)
+    default = alibi.bias(1, 70_001, q_offset=70_000)
     assert default.dtype == torch.float32
 
 
