@@ -87,13 +87,14 @@ def bias(
     offset = offset[..., None, None, None] if offset.ndim else offset  # (B,) -> (B, 1, 1, 1)
     distance = np.arange(size) - (np.arange(length)[:, None] + offset)  # (T, S) or (B, 1, T, S)
     left, right = (None, None) if window is None else window
+    allowed = np.ones(distance.shape, dtype=bool)
     if is_causal:
-        added = added + np.where(distance <= 0, 0.0, -np.inf)
+        allowed &= distance <= 0
     if left is not None:
-        added = added + np.where(distance >= -left, 0.0, -np.inf)
+        allowed &= distance >= -left
     if right is not None:
-        added = added + np.where(distance <= right, 0.0, -np.inf)
-    return added
+        allowed &= distance <= right
+    return added + np.where(allowed, 0.0, -np.inf)
 
 
 def cap(scores: np.ndarray, softcap: float | None) -> np.ndarray:

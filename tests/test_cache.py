@@ -393,10 +393,12 @@ def test_inference_mode_leaves_ordinary_buffers():
     with torch.inference_mode():
         made = cache()
         made.append(*tokens(), torch.ones(2, 3, dtype=torch.bool))
+    made.append(*tokens(length=1), torch.tensor([[True], [False]]))
+    with torch.inference_mode():
         made.reorder(torch.tensor([0, 1, 1]))
     made.append(*tokens(3, 1), torch.tensor([[True], [False], [True]]))
     made.reorder(torch.tensor([0, 1, 1]))
-    assert made.lengths.tolist() == [4, 3, 3]
+    assert made.lengths.tolist() == [5, 3, 3]
 
 
 def test_autocast_casts_to_the_buffers():

@@ -164,6 +164,11 @@ def test_nan_at_excluded_keys_does_not_matter():
     close(attention(q, k, v, **options, backend="flex"), oracle(q, k, v, **options))
 
 
+def test_scale():
+    options = {"enable_gqa": True, "scale": 0.9}
+    close(attention(*operands(), **options, backend="flex"), oracle(*operands(), **options))
+
+
 def test_axes_before_the_heads():
     q, k, v = (x[None].expand(3, *x.shape) for x in operands())
     options = {"q_offset": torch.tensor([40, 2]), "is_causal": True, "enable_gqa": True}

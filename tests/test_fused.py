@@ -129,12 +129,22 @@ def exchanged(fused):
     fused.v_proj.weight = nn.Parameter(fused.v_proj.weight.detach().clone())
 
 
+def crossed(fused):
+    """Same numbers, same memory, another order in it."""
+    q, k = fused.q_proj.weight, fused.k_proj.weight
+    numbers = q.detach().clone(), k.detach().clone()
+    q.data, k.data = k.data, q.data
+    with torch.no_grad():
+        q.copy_(numbers[0])
+        k.copy_(numbers[1])
+
+
 def moved(fused):
     fused.float().double()
 
 
 HOOKED = [hooked, pre_hooked, backward_hooked, backward_pre_hooked]
-CHANGES = [*HOOKED, replaced, pruned, parametrized, exchanged, moved]
+CHANGES = [*HOOKED, replaced, pruned, parametrized, exchanged, crossed, moved]
 
 
 @pytest.mark.parametrize("change", CHANGES)
