@@ -21,7 +21,8 @@ def check_tensors(
         if x.ndim < 2:
             raise ValueError(f"{name} must have shape (..., H, length, D), got {tuple(x.shape)}")
     for attribute in ("dtype", "device"):
-        if len({getattr(x, attribute) for x in named.values()}) > 1:
+        first, *others = [getattr(x, attribute) for x in named.values()]
+        if any(other != first for other in others):
             got = ", ".join(f"{name} {getattr(x, attribute)}" for name, x in named.items())
             raise ValueError(f"query, key and value must share one {attribute}, got {got}")
     if query.shape[-1] != key.shape[-1] or query.shape[-1] == 0:
@@ -38,14 +39,16 @@ def check_tensors(
     if lead == key.shape[:-2] == value.shape[:-2]:  # as most often
         return lead, lead[-1] if lead else 1
     heads = {name: x.shape[-3] if x.ndim > 2 else 1 for name, x in named.items()}
-    groups = _groups(heads) if enable_gqa else None
+    if enable_gqa:
+        _check_groups(heads)
     try:
-        if groups is None:
+        if not enable_gqa:
             lead = torch.broadcast_shapes(*(x.shape[:-2] for x in named.values()))
             return lead, lead[-1] if lead else 1
-        batch = torch.broadcast_shapes(*(x.shape[:-3] for x in named.values()))
-        bare = all(x.ndim == 2 for x in named.values())
-        return batch if bare else torch.Size((*batch, heads["query"])), heads["key"]
+        batch = query.shape[:-3]
+        if not batch == key.shape[:-3] == value.shape[:-3]:
+            batch = torch.broadcast_shapes(*(x.shape[:-3] for x in named.values()))
+        return torch.Size((*batch, heads["query"])), heads["key"]
     except RuntimeError:
         got = ", ".join(f"{name} {tuple(x.shape[:-2])}" for name, x in named.items())
         hint = "" if enable_gqa else "; for fewer key heads than query heads say enable_gqa=True"
@@ -54,18 +57,17 @@ def check_tensors(
         ) from None
 
 
-def _groups(heads: dict[str, int]) -> int:
-    """Query heads to a key head; refuse numbers of heads that make no groups."""
+def _check_groups(heads: dict[str, int]) -> None:
+    """Refuse numbers of heads that make no groups."""
     alike = heads["key"] == heads["value"]
     if alike and heads["query"] == heads["key"]:
-        return 1
+        return
     if not alike or heads["key"] == 0 or heads["query"] % heads["key"]:
         got = ", ".join(f"{name} {number}" for name, number in heads.items())
         raise ValueError(
             "with enable_gqa key and value must have the same number of heads, a divisor of the "
             f"query's, got heads of {got}"
         )
-    return heads["query"] // heads["key"]
 
 
 def check_floating(name: str, x: Tensor) -> None:
@@ -257,4 +259,4 @@ def is_tracing(x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return True
     transformed = torch._C._functorch.peek_interpreter_stack() is not None
-    return transformed or any(isinstance(size, torch.SymInt) for size in x.shape)
+    return transformed or isinstance(x.numel(), torch.SymInt)

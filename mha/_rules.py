@@ -53,7 +53,7 @@ class Rules(NamedTuple):
             return slice(0, size)
         first, last = rows.start + self.q_offset, rows.stop - 1 + self.q_offset
         start = 0 if left is None else min(max(first - left, 0), size - 1)
-        stop = size if right is None else min(max(last + right, start + 1), size)
+        stop = size if right is None else min(max(last + right + 1, start + 1), size)
         return slice(start, stop)
 
     def part(self, rows: slice, columns: slice) -> "Rules":

@@ -206,10 +206,13 @@ def test_another_offset_or_window_edge_needs_no_other_kernel():
 needs_compiler = pytest.mark.skipif(
     not _flex._has_compiler(), reason="needs a C++ compiler, and AVX2"
 )
+# torch's own, when its compiler is first imported
+quiet = pytest.mark.filterwarnings("ignore:.*script_method.* is deprecated:DeprecationWarning")
 
 
 @pytest.mark.parametrize(
-    "compiler", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
+    "compiler",
+    ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler, quiet])],
 )
 @pytest.mark.parametrize("name", ["none", "all", "float, huge", "ALiBi"])
 def test_an_outer_compiler_lets_it_be(name, compiler):
@@ -248,6 +251,7 @@ def test_a_missing_compiler_is_noticed(monkeypatch):
 
 @pytest.mark.slow
 @needs_compiler
+@quiet
 @pytest.mark.parametrize(
     "name",
     ["all", "float, huge", "bool, expanded", "bool, turned", "ALiBi, softcap", "key_mask expanded"],

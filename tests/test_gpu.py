@@ -11,6 +11,9 @@ from support import close, oracle, randn, to_numpy
 import mha
 from mha import reference
 
+# torch's own, when its compiler is first imported
+pytestmark = pytest.mark.filterwarnings("ignore:.*script_method.* is deprecated:DeprecationWarning")
+
 BACKENDS = ("reference", "sdpa", "flex", "auto")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (8, 16, 32, 64, 80, 128, 256)

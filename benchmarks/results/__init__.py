@@ -5,6 +5,7 @@ In the checkout this package is the folder benchmarks/results; the wheel carries
 """
 
 import json
+import textwrap
 from importlib.resources import files
 
 __all__ = ["load", "names", "provenance"]
@@ -30,11 +31,10 @@ def load(name: str) -> dict:
 
 
 def provenance(result: dict) -> str:
-    """Where the figures come from, in two short lines to print beside them."""
+    """Where the figures come from, in lines of at most 80 characters to print beside them."""
     versions = ", ".join(f"{package} {version}" for package, version in result["versions"].items())
     seeds = ", ".join(map(str, result["seeds"]))
     threads = f"{result['threads']} thread" + "s" * (result["threads"] != 1)
-    return (
-        f"Recorded {result['date']} by `{result['command']}`\n"
-        f"on {result['machine']}, {threads}, {versions}; seeds {seeds}."
-    )
+    place = f"on {result['machine']}, {threads}, {versions}; seeds {seeds}."
+    place = textwrap.fill(place, 80, break_long_words=False, break_on_hyphens=False)
+    return f"Recorded {result['date']} by `{result['command']}`\n{place}"
