@@ -135,7 +135,7 @@ def _chunked(query, key, value, rules, run, recompute) -> Tensor:
     length, size = query.shape[-2], key.shape[-2]
     rows = _rows(query, size, rules)
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    recompute = False
+    recompute = recompute and needs_grad and rows < length
     recompute = recompute and None in rules.bounds and not isinstance(rules.attn_mask, Tensor)
     outputs = []
     for start in range(0, length, rows):
