@@ -20,11 +20,12 @@ def check_tensors(
         check_floating(name, x)
         if x.ndim < 2:
             raise ValueError(f"{name} must have shape (..., H, length, D), got {tuple(x.shape)}")
-    for attribute in ("dtype", "device"):
-        first, *others = [getattr(x, attribute) for x in named.values()]
-        if any(other != first for other in others):
-            got = ", ".join(f"{name} {getattr(x, attribute)}" for name, x in named.items())
-            raise ValueError(f"query, key and value must share one {attribute}, got {got}")
+    if not query.dtype == key.dtype == value.dtype:
+        got = ", ".join(f"{name} {x.dtype}" for name, x in named.items())
+        raise ValueError(f"query, key and value must share one dtype, got {got}")
+    if not query.device == key.device == value.device:
+        got = ", ".join(f"{name} {x.device}" for name, x in named.items())
+        raise ValueError(f"query, key and value must share one device, got {got}")
     if query.shape[-1] != key.shape[-1] or query.shape[-1] == 0:
         raise ValueError(
             f"query and key must have the same head width D >= 1, got query {tuple(query.shape)} "
@@ -242,7 +243,7 @@ def check_backend(backend) -> None:
 
 def is_autocast(device_type: str) -> bool:
     """Whether autocast is on; some devices (meta) know no autocast."""
-    known = torch.amp.is_autocast_available(device_type)
+    known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
     return known and torch.is_autocast_enabled(device_type)
 
 

@@ -191,7 +191,8 @@ def _tiles(mask: Tensor, axis: int, reduce) -> Tensor:
 def _ordered(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """(..., T / BLOCK, S / BLOCK) -> how many keys' blocks a row has, and which, those first."""
     order = blocks.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-    return blocks.sum(-1, dtype=torch.int32), order.to(torch.int32)
+    lists = blocks.sum(-1, dtype=torch.int32), order.to(torch.int32)
+    return tuple(x.contiguous() for x in lists)  # kernels read past the end of any other layout
 
 
 def _runner(query: Tensor, size: int):

@@ -61,13 +61,15 @@ def project(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | Non
     if _checks.is_tracing(x) or _checks.is_autocast(x.device.type):
         return None
     maps = [getattr(module, name) for name in NAMES]
-    if type(maps[0]) is not nn.Linear or not _adjacent(maps) or obstacle(module) is not None:
+    if obstacle(module) is not None or not _adjacent(maps):
         return None
     weights = [linear.weight for linear in maps]
     biases = [linear.bias for linear in maps]
     sizes = [len(weight) for weight in weights]
     packed = _whole(weights[0], sum(sizes))  # ((H + 2 H_kv) D, E)
     bias = None if biases[0] is None else _whole(biases[0], sum(sizes))
+    if not torch.is_grad_enabled():
+        return F.linear(x, packed, bias).split(sizes, dim=-1)
     return _Product.apply(x, packed, bias, *weights, *biases).split(sizes, dim=-1)
 
 

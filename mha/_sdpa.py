@@ -66,7 +66,7 @@ def _way(query, key, value, rules: Rules, dropout_p: float) -> tuple[str, Rules]
     """How torch is called, and the rules without what binds nobody."""
     tracing = _checks.is_tracing(query)
     rules = rules if tracing else rules.simplified(query.shape[-2], key.shape[-2])
-    if _is_flag(rules) and rules.attn_mask is None and rules.key_mask is None:
+    if rules.attn_mask is None and rules.key_mask is None and _is_flag(rules):
         return "flag", rules
     one_row = rules.bounds == (None, None) and not isinstance(rules.attn_mask, ALiBi)
     if tracing or one_row:  # one row, or a mask that the caller made
@@ -101,7 +101,7 @@ def _kernel(query, key, value, mask, is_causal=False, *, dropout_p, scale) -> Te
         query, key, value, mask, dropout_p, is_causal, scale=scale, **more
     ).to(dtype)  # (B, H, T, D_v)
     output = output if dead is None else output.masked_fill(dead, 0.0)
-    return output.flatten(-3, -2).unsqueeze(-2) if packed else output
+    return output.flatten(1, 2)[:, :, None] if packed else output
 
 
 def _pack(query: Tensor, mask: Tensor | None, key_heads: int) -> tuple[Tensor, Tensor | None]:

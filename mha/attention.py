@@ -78,11 +78,11 @@ def scaled_dot_product_attention(
 
 
 def attend(*args, return_weights: bool, backend: str, **options):
-    """``scaled_dot_product_attention`` for a module that has cleaned its inputs.
+    """``scaled_dot_product_attention`` for a module that checks its options when it is made.
 
-    With ``padding_is_zero=True`` nothing is filled at the keys that ``key_mask`` excludes.
+    Keys and values that ``key_mask`` excludes must be finite already.
     """
-    return _Call(*args, **options).run(backend, return_weights)
+    return _Call(*args, **options, trusted=True).run(backend, return_weights)
 
 
 class Choice(NamedTuple):
@@ -136,10 +136,11 @@ class _Call:
         window=None,
         q_offset=0,
         stacklevel=3,
-        padding_is_zero=False,
+        trusted=False,
     ):
-        _checks.check_options(dropout_p, is_causal, scale)
-        _checks.check_shaping(enable_gqa, softcap, window, q_offset)
+        if not trusted:
+            _checks.check_options(dropout_p, is_causal, scale)
+            _checks.check_shaping(enable_gqa, softcap, window, q_offset)
         query, key, value, attn_mask = _autocast(query, key, value, attn_mask)
         self.lead, key_heads = _checks.check_tensors(query, key, value, enable_gqa)
         *batch, heads = self.lead or (1,)
@@ -159,7 +160,7 @@ class _Call:
         self.operands = tuple(
             _fold(x, batch, count) for x, count in zip((query, key, value), counts, strict=True)
         )
-        if key_mask is not None and not padding_is_zero:
+        if key_mask is not None and not trusted:
             query, *others = self.operands
             padding = ~self.rules.key_mask[:, None, :, None]  # (B, 1, S, 1)
             self.operands = query, *(x.masked_fill(padding, 0.0) for x in others)
@@ -171,11 +172,12 @@ class _Call:
             backend = "sdpa" if self.obstacle() is None else "reference"
         else:
             self._refuse(backend)
-        backend = "reference" if self._is_empty() else backend
-        backend = "reference" if backend == "sdpa" and self._is_fragile() else backend
+            if self._is_empty() or (backend == "sdpa" and self._is_fragile()):
+                backend = "reference"
         with _no_autocast(self.operands[0].device.type):
             output, weights = self._compute(backend, return_weights)
-        output = output.reshape(*self.lead, *output.shape[-2:])  # (..., H, T, D_v)
+        if len(self.lead) != 2:
+            output = output.reshape(*self.lead, *output.shape[-2:])  # (..., H, T, D_v)
         if not return_weights:
             return output
         weights = weights.to(output.dtype).reshape(*self.lead, *self.sizes)  # (..., H, T, S)

@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 SOFTMAX_FLOPS = 5
 """For each score, by custom: compare, subtract, exponentiate, add, divide, one FLOP each."""
 
+OVERWRITING = {"copy_", "fill_", "zero_"}  # in place, yet they do not read what they replace
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -88,7 +90,8 @@ class ByteCounter(TorchDispatchMode):
         result = operation(*args, **kwargs)
         name = operation.overloadpacket.__name__
         if not (operation.is_view or name == "_unsafe_view" or name.startswith("empty")):
-            inputs = args, {key: x for key, x in kwargs.items() if key != "out"}
+            read = args[1:] if name in OVERWRITING else args
+            inputs = read, {key: x for key, x in kwargs.items() if key != "out"}
             moved = [x.nbytes for x in tree_leaves((inputs, result)) if isinstance(x, Tensor)]
             self.bytes.setdefault(name, []).append(sum(moved))
         return result
@@ -187,7 +190,7 @@ def fused(
 
     Args:
         H, T, S, D, B, H_kv, itemsize: as for ``naive``.
-        is_causal, window, q_offset: as for ``mha.scaled_dot_product_attention``.
+        is_causal, window: as for ``mha.scaled_dot_product_attention``. q_offset: likewise, one int.
     Errors: as ``naive`` and ``pairs``.
     Source: Dao et al. (2022).
     """
@@ -214,7 +217,7 @@ def pairs(
 
     Args:
         T, S: sizes; S is T unless given.
-        is_causal, window, q_offset: as for ``mha.scaled_dot_product_attention``.
+        is_causal, window: as for ``mha.scaled_dot_product_attention``. q_offset: likewise, one int.
     Errors: TypeError for a size or a side of the window that is no int, ValueError below 0.
     """
     bounds = _bounds(T, T if S is None else S, is_causal, window, q_offset)

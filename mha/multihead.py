@@ -95,6 +95,7 @@ class MultiHeadAttention(nn.Module):
         self.v_proj = nn.Linear(self.vdim, key_width, bias=bias, **made)
         out_bias = bias if out_bias is None else out_bias
         self.out_proj = nn.Linear(width, embed_dim, bias=out_bias, **made)
+        self._packed = False  # whether fuse_qkv_ was called
         self.q_norm = self.k_norm = None
         if qk_norm is not None:
             self.q_norm, self.k_norm = (NORMS[qk_norm](head_dim, **made) for _ in range(2))
@@ -150,6 +151,7 @@ class MultiHeadAttention(nn.Module):
         Errors: TypeError or ValueError naming the argument, what came and what was expected.
         """
         is_causal = self.is_causal if is_causal is None else is_causal
+        _checks.check_flag("is_causal", is_causal)
         q_offset, self_attention = 0, key is None or key is query
         self._check_helpers(query, positions, cache)
         if cache is not None and cache.static and cache.filled:
@@ -158,7 +160,10 @@ class MultiHeadAttention(nn.Module):
             k, v, key_mask, q_offset = cache.read()
         else:
             key, value = default_inputs(query, key, value)
-            self._check_inputs(query=query, key=key, value=value)
+            if query is key is value:
+                self._check_inputs(query=query)
+            else:
+                self._check_inputs(query=query, key=key, value=value)
             query, key, value = _zero_padding(query, key, value, key_mask)
             q, k, v = self._project(query, key, value)  # (B, T, H*D), twice (B, S, H_kv*D)
             places = self._places(positions, query, cache if self_attention else None)
@@ -178,7 +183,6 @@ class MultiHeadAttention(nn.Module):
             key_mask=key_mask,
             window=self.window,
             q_offset=q_offset,
-            padding_is_zero=True,
             return_weights=return_weights,
             backend=self.backend,
         )
@@ -200,11 +204,12 @@ class MultiHeadAttention(nn.Module):
         if why_not is not None:
             raise ValueError(f"q_proj, k_proj and v_proj cannot be fused: {why_not}")
         _fused.pack(self)
+        self._packed = True
         return self
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, T, H*D), keys and values (B, S, H_kv*D)."""
-        if query is key is value:
+        if self._packed and query is key is value:
             fused = _fused.project(self, query)
             if fused is not None:
                 return fused
