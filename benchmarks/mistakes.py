@@ -9,12 +9,14 @@ Writes results/mistakes.json. Its rows are of two kinds, each with "kind", "func
   Rows of modules also hold "taught" and "alone": the share of tokens, in [0, 1], that a small
   causal language model gets right in a copying task after training with this module, when it is
   given the right tokens so far, and when it must go on from its own. It is the median over the
-  seeds; None where training ends in an error. See `train`.
+  seeds; None where training ends in an error. See `train`. Mistakes that are not at work in
+  training, such as those of a cache, have no such shares.
 """
 
 import argparse
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,7 +127,9 @@ def main() -> None:
         rows += properties_of(kind)
         for slug, variant in variants.items():
             row = verdicts(kind, slug)
-            rows.append(row | learned(variant) if kind == "module" else row)
+            if kind == "module" and variant.in_training:
+                row |= learned(partial(variant, **variant.options))
+            rows.append(row)
             print(kind, slug, len(row["fails"] + row["raises"]), row.get("taught"), flush=True)
     about = "Which property catches which mistake, and what a model with the mistake learns."
     print(save("mistakes", about, rows, SEEDS))

@@ -168,7 +168,9 @@ def _block_mask(rules: Rules, sizes: tuple[int, int], device: torch.device):
         tests.append(_at(mask))
     if not tests:
         return None
-    part, whole = (x[(None,) * (4 - x.ndim)] for x in (some & ~whole, whole))
+    # the kernels read both lists with the strides of one
+    part, whole = torch.broadcast_tensors(some & ~whole, whole)
+    part, whole = (x[(None,) * (4 - x.ndim)] for x in (part, whole))
     lists = (pair for x in (part, whole, part.mT, whole.mT) for pair in _ordered(x))
     return BlockMask(sizes, *lists, (BLOCK, BLOCK), and_masks(*tests))
 

@@ -119,3 +119,13 @@ def close(actual, expected, atol=1e-12, name=""):
     torch.testing.assert_close(
         actual.double(), expected.double(), rtol=0, atol=atol, msg=lambda text: f"{name} {text}"
     )
+
+
+def collector(graphs):
+    """A backend for ``torch.compile`` that adds each graph to the list, and runs it uncompiled."""
+
+    def compile(graph, inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    return compile

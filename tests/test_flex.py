@@ -104,8 +104,11 @@ def dense(count, order, blocks):
 
 def lists(mask):
     """Blocks read in part and as a whole, by rows of queries and by columns of keys."""
+    assert all(x.is_contiguous() for x in mask.as_tuple() if isinstance(x, torch.Tensor))
     sides = (mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)
     turned = (mask.q_num_blocks, mask.q_indices), (mask.full_q_num_blocks, mask.full_q_indices)
+    for part, whole in zip(*sides, strict=True):  # the kernels use one's strides for both
+        assert part.shape == whole.shape and part.stride() == whole.stride()
     rows = [dense(*side, -(-S // 128)) for side in sides]
     return *rows, *(dense(*side, -(-T // 128)) for side in turned)
 

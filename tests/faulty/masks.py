@@ -218,7 +218,7 @@ class CausalLeakOne(Function):
         return distance <= 1
 
 
-@mistake("a_step_equals_the_whole")
+@mistake("a_step_equals_the_whole", in_training=False)
 class CausalTopLeft(Function):
     """q_offset is ignored: one more query after a cache sees only the first key."""
 
@@ -234,7 +234,7 @@ class CausalBottomRight(Function):
         return super().distance(scores, scores.shape[-1] - scores.shape[-2])
 
 
-@mistake("a_step_equals_the_whole")
+@mistake("a_step_equals_the_whole", in_training=False)
 class CausalOffsetNegated(Function):
     """q_offset is subtracted where it must be added."""
 
