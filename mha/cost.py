@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 SOFTMAX_FLOPS = 5
 """For each score, by custom: compare, subtract, exponentiate, add, divide, one FLOP each."""
 
-OVERWRITING = {"copy_", "fill_", "zero_"}  # in place, yet they do not read what they replace
+_OVERWRITING = {"copy_", "fill_", "zero_"}  # in place, yet they do not read what they replace
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class ByteCounter(TorchDispatchMode):
         result = operation(*args, **kwargs)
         name = operation.overloadpacket.__name__
         if not (operation.is_view or name == "_unsafe_view" or name.startswith("empty")):
-            read = args[1:] if name in OVERWRITING else args
+            read = args[1:] if name in _OVERWRITING else args
             inputs = read, {key: x for key, x in kwargs.items() if key != "out"}
             moved = [x.nbytes for x in tree_leaves((inputs, result)) if isinstance(x, Tensor)]
             self.bytes.setdefault(name, []).append(sum(moved))

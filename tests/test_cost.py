@@ -108,12 +108,16 @@ def test_byte_counter_counts_what_moves():
         torch.cat([x, y])
         torch.add(x, y, out=torch.empty(3, 4))
         y.mul_(2)
+        y.copy_(x)
+        y.zero_()
         x.double()
     assert moved.bytes["cat"] == [2 * (48 + 48)]
     assert moved.bytes["add"] == [3 * 48]
     assert moved.bytes["mul_"] == [2 * 48]
+    assert moved.bytes["copy_"] == [48 + 48]  # what was there is not read
+    assert moved.bytes["zero_"] == [48]
     assert moved.bytes["_to_copy"] == [48 + 96]
-    assert moved.total == 96 + 192 + 144 + 96 + 144  # nothing for the views
+    assert moved.total == 96 + 192 + 144 + 96 + 96 + 48 + 144  # nothing for the views
 
 
 def test_machine():
