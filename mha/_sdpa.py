@@ -10,8 +10,8 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend
-from torch.utils.checkpoint import checkpoint
 
 from mha import _checks
 from mha._rules import Rules
@@ -20,7 +20,7 @@ from mha.positions import ALiBi
 CHUNK_ROWS = 1024
 """Most queries in a chunk."""
 
-CHUNK_ENTRIES = {"cpu": 1 << 22, "cuda": 1 << 26}
+CHUNK_ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Most entries of a chunk's mask, by device, as long as that leaves ``MIN_ROWS`` queries."""
 
 MIN_ROWS = 32
@@ -39,7 +39,7 @@ def attend(
     if way == "mask and flag":
         alone = Rules(key_mask=rules.key_mask).mask(query, key)  # (B, 1, 1, S)
         return run(query, key, value, alone, is_causal=True)
-    return _chunked(query, key, value, rules, run, recompute=dropout_p == 0)
+    return _chunked(query, key, value, rules, run, dropout_p)
 
 
 def describe(query: Tensor, key: Tensor, value: Tensor, rules: Rules, dropout_p: float) -> str:
@@ -126,33 +126,72 @@ def _revive(mask: Tensor) -> tuple[Tensor, Tensor]:
     return mask.masked_fill(dead, 0.0), dead
 
 
-def _chunked(query, key, value, rules, run, recompute) -> Tensor:
-    """Chunks of queries, each with the keys that its bounds let it see and a mask of its own.
+def _chunked(query, key, value, rules, run, dropout_p) -> Tensor:
+    """Chunks of queries, each with the keys that its bounds let it see and a mask of its own."""
+    rows = _rows(query, key.shape[-2], rules)
+    chunks = list(_chunks(query.shape[-2], key.shape[-2], rows, rules))
+    if len(chunks) == 1:
+        [(here, seen, part)] = chunks
+        return _chunk(query, key[..., seen, :], value[..., seen, :], part, run)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+        if dropout_p == 0:
+            return _Recomputed.apply(query, key, value, chunks, run)
+        return torch.cat([_chunk(*_cut(query, key, value, c), c[2], run) for c in chunks], dim=-2)
+    return _fill(query, key, value, chunks, run)
 
-    The masks of all chunks together are T x S entries. Where gradients would keep them, a chunk is
-    computed again in the backward pass instead.
-    """
-    length, size = query.shape[-2], key.shape[-2]
-    rows = _rows(query, size, rules)
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    recompute = recompute and needs_grad and rows < length
-    recompute = recompute and None in rules.bounds and not isinstance(rules.attn_mask, Tensor)
-    outputs = []
+
+def _chunks(length: int, size: int, rows: int, rules: Rules):
+    """(slice of the queries, slice of the keys they see, their rules) of each chunk."""
     for start in range(0, length, rows):
         here = slice(start, min(start + rows, length))
         seen = rules.visible(here, size)
-        block = query[..., here, :], key[..., seen, :], value[..., seen, :]
-        part = rules.part(here, seen).simplified(here.stop - start, seen.stop - seen.start)
-        if recompute:
-            again = {"use_reentrant": False, "preserve_rng_state": False}
-            outputs.append(checkpoint(_masked, *block, part, run, **again))
-        else:
-            outputs.append(_masked(*block, part, run))
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2)  # (B, H, T, D_v)
+        part = rules.part(here, seen)
+        yield here, seen, part.simplified(here.stop - start, seen.stop - seen.start)
 
 
-def _masked(query, key, value, rules, run) -> Tensor:
+def _cut(query, key, value, chunk) -> tuple[Tensor, Tensor, Tensor]:
+    here, seen, _ = chunk
+    return query[..., here, :], key[..., seen, :], value[..., seen, :]
+
+
+def _chunk(query, key, value, rules, run) -> Tensor:
     return run(query, key, value, rules.mask(query, key))
+
+
+def _fill(query, key, value, chunks, run) -> Tensor:
+    """Output (B, H, T, D_v), chunk by chunk into one tensor, so that chunks leave nothing behind."""
+    output = query.new_empty(*query.shape[:-1], value.shape[-1])
+    for chunk in chunks:
+        output[..., chunk[0], :] = _chunk(*_cut(query, key, value, chunk), chunk[2], run)
+    return output
+
+
+class _Recomputed(torch.autograd.Function):
+    """`_fill` with a backward pass that computes each chunk again.
+
+    The masks of all chunks together are T x S entries, and autograd would keep them. It would also
+    make a gradient of the size of all keys for each chunk; here they are summed in place.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, chunks, run):
+        ctx.save_for_backward(query, key, value)
+        ctx.chunks, ctx.run = chunks, run
+        return _fill(query, key, value, chunks, run)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        operands = ctx.saved_tensors
+        grads = [torch.zeros_like(x) for x in operands]
+        for chunk in ctx.chunks:
+            parts = [x.detach().requires_grad_() for x in _cut(*operands, chunk)]
+            with torch.enable_grad():
+                output = _chunk(*parts, chunk[2], ctx.run)
+            found = torch.autograd.grad(output, parts, grad_output[..., chunk[0], :])
+            for grad, more in zip(_cut(*grads, chunk), found, strict=True):
+                grad += more
+        return *grads, None, None
 
 
 def _rows(query: Tensor, size: int, rules: Rules) -> int:

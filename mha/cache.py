@@ -46,6 +46,8 @@ class KVCache:
             ``left`` slots; with max_len = 2 * left it happens every ``left`` tokens.
         static: holds a cross-attention memory: filled by one ``append``, then only read.
         device, dtype: of the two buffers, by default torch's own.
+    Attributes: ``length``, slots in use (of the longest example, at most); ``filled``, whether
+        anything was appended since the last ``reset``; ``max_len`` and ``static`` as given.
     Memory: B * H_kv * max_len * (D + D_v) numbers, and B * max_len bools.
     Errors: TypeError or ValueError naming the argument, what came and what was expected.
     """
@@ -235,9 +237,10 @@ class KVCache:
                 f"and T={size} more came"
             )
         if self._left + size > self.max_len:
+            free = self.max_len - self.length
             raise ValueError(
-                f"key must bring at most max_len - left = {self.max_len - self._left} tokens at "
-                f"once to a sliding cache that is full, got T={size}; append in smaller chunks"
+                f"key must fit into the {free} free slots, or bring at most max_len - left = "
+                f"{self.max_len - self._left} tokens, got T={size}; append in smaller chunks"
             )
         # A query at slot e sees e - left and later. Nobody will ask for what comes before.
         shift = self.length - self._left

@@ -13,7 +13,16 @@ from mha.cache import KVCache
 from mha.heads import default_head_dim, default_inputs, merge_heads, split_heads
 from mha.positions import ALiBi, Rotary
 
-NORMS = {"rms": nn.RMSNorm, "layer": nn.LayerNorm}
+
+class RMSNorm(nn.RMSNorm):
+    """torch's, given its input in the dtype of its weight: under autocast the two may differ."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x / rms(x) * weight, over the last axis, in the dtype of x."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
+NORMS = {"rms": RMSNorm, "layer": nn.LayerNorm}
 
 
 class MultiHeadAttention(nn.Module):

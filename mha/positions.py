@@ -32,16 +32,16 @@ def sinusoidal(
         base: how much slower the last pair would turn than the first, above 0.
         device, dtype: of the result; by default torch's own. Computed in float64 on the CPU.
     Returns: (length, dim), values in [-1, 1], row p to be added to the embedding at position p.
-    Errors: ValueError for a negative length, an odd or non-positive dim, a base not above 0;
-        TypeError for a dtype that is not floating.
+    Errors: ValueError for a negative length, an odd or non-positive dim, a base not above 0
+        and finite; TypeError for a dtype that is not floating.
     Source: Vaswani et al. 2017, section 3.5.
     """
     if length < 0:
         raise ValueError(f"length must not be negative, got {length}")
     if dim <= 0 or dim % 2:
         raise ValueError(f"dim must be even and positive (sine and cosine in pairs), got {dim}")
-    if not base > 0:
-        raise ValueError(f"base must be above 0, got {base}")
+    if not 0 < base < math.inf:
+        raise ValueError(f"base must be above 0 and finite, got {base}")
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating type, got {dtype}")

@@ -210,9 +210,21 @@ def test_with_gradients_chunks_are_computed_again(fused, small_chunks):
     before = len(fused.calls)
     output.sum().backward()
     assert before == 2 and len(fused.calls) == 4
-    fused.calls.clear()
-    attention(q, k, v, window=(0, 0)).sum().backward()  # a band: its masks are small, and kept
-    assert len(fused.calls) == 2
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        (first,) = torch.autograd.grad(
+            attention(q, k, v, is_causal=True, q_offset=1).sin().sum(), q, create_graph=True
+        )
+        first.sum().backward()
+
+
+def test_chunks_with_dropout_are_not_computed_again(fused, small_chunks):
+    q, k, v = operands(requires_grad=True)
+    attention(q, k, v, is_causal=True, q_offset=1, dropout_p=1e-15).sum().backward()
+    assert len(fused.calls) == 2  # another draw would be another dropout
+    again = operands(requires_grad=True)
+    attention(*again, is_causal=True, q_offset=1, backend="reference").sum().backward()
+    for mine, theirs in zip((q, k, v), again, strict=True):
+        close(mine.grad, theirs.grad)
 
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])

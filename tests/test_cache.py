@@ -230,6 +230,9 @@ def test_a_sliding_cache_takes_what_fits_behind_its_window(size):
     with pytest.raises(ValueError, match=r"at most max_len - left = 2 .* T=3"):
         made.append(*tokens(length=3))
     assert made.position == 4 + 3 * size
+    made.reset()
+    with pytest.raises(ValueError, match="fit into the 4 free slots, .* T=5"):
+        made.append(*tokens(length=5))
 
 
 def test_a_window_without_left_does_not_slide():

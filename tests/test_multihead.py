@@ -418,6 +418,16 @@ def test_positions_move_queries_and_keys_in_self_attention():
     assert not torch.allclose(module(x, positions=2 * torch.arange(S)), module(x))
 
 
+@pytest.mark.parametrize("qk_norm", ["rms", "layer"])
+def test_norms_under_autocast_warn_of_nothing_and_keep_the_dtype(qk_norm):
+    module = MultiHeadAttention(E, H, qk_norm=qk_norm)
+    x = randn(B, T, E, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = module(x)  # a warning would be an error here
+    assert output.dtype == torch.bfloat16
+    close(output, module(x), 5e-2)
+
+
 def test_alibi_passes_through():
     module = MultiHeadAttention(E, H, dtype=torch.float64, backend="reference")
     x, bias = randn(B, S, E), ALiBi(H)

@@ -54,7 +54,8 @@ def test_no_positions():
         ({"length": 3, "dim": 5}, ValueError, "dim must be even.*got 5"),
         ({"length": 3, "dim": 0}, ValueError, "dim must be even.*got 0"),
         ({"length": -1, "dim": 4}, ValueError, "length must not be negative, got -1"),
-        ({"length": 3, "dim": 4, "base": 0.0}, ValueError, "base must be above 0, got 0.0"),
+        ({"length": 3, "dim": 4, "base": 0.0}, ValueError, "above 0 and finite, got 0.0"),
+        ({"length": 3, "dim": 4, "base": math.inf}, ValueError, "above 0 and finite, got inf"),
         (
             {"length": 3, "dim": 4, "dtype": torch.int64},
             TypeError,
