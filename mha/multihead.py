@@ -160,28 +160,9 @@ class MultiHeadAttention(nn.Module):
         Errors: TypeError or ValueError naming the argument, what came and what was expected.
         """
         is_causal = self.is_causal if is_causal is None else is_causal
-        _checks.check_flag("is_causal", is_causal)
-        q_offset, self_attention = 0, key is None or key is query
-        self._check_helpers(query, positions, cache)
-        if cache is not None and cache.static and cache.filled:
-            self._check_inputs(query=query)
-            q = self._heads(self.q_proj(query), self.q_norm, self._places(positions, query))
-            k, v, key_mask, q_offset = cache.read()
-        else:
-            key, value = default_inputs(query, key, value)
-            if query is key is value:
-                self._check_inputs(query=query)
-            else:
-                self._check_inputs(query=query, key=key, value=value)
-            query, key, value = _zero_padding(query, key, value, key_mask)
-            q, k, v = self._project(query, key, value)  # (B, T, H*D), twice (B, S, H_kv*D)
-            places = self._places(positions, query, cache if self_attention else None)
-            q = self._heads(q, self.q_norm, places)  # (B, H, T, D)
-            places = places if self_attention else self._places(None, key, cache)
-            k = self._heads(k, self.k_norm, places)  # (B, H_kv, S, D)
-            v = split_heads(v, self.num_kv_heads)  # (B, H_kv, S, D)
-            if cache is not None:
-                k, v, key_mask, q_offset = cache.append(k, v, key_mask)
+        self._check_options(query, is_causal, positions, cache)
+        operands = self._operands(query, key, value, key_mask, positions, cache)
+        q, k, v, key_mask, q_offset = operands  # (B, H, T, D), twice (B, H_kv, S, D), (B, S)
         joined = attend(
             *(q, k, v, attn_mask),
             self.dropout if self.training else 0.0,
@@ -216,6 +197,24 @@ class MultiHeadAttention(nn.Module):
         self._packed = True
         return self
 
+    def _operands(self, query, key, value, key_mask, positions, cache) -> tuple:
+        """Queries (B, H, T, D), keys and values (B, H_kv, S, D), their key mask, and q_offset."""
+        if cache is not None and cache.static and cache.filled:  # a memory that is known already
+            self._check_inputs(query)
+            q = self._heads(self.q_proj(query), self.q_norm, self._places(positions, query))
+            return q, *cache.read()
+        self_attention = key is None or key is query
+        key, value = default_inputs(query, key, value)
+        self._check_inputs(query, key, value)
+        query, key, value = _zero_padding(query, key, value, key_mask)
+        q, k, v = self._project(query, key, value)  # (B, T, H*D), twice (B, S, H_kv*D)
+        places = self._places(positions, query, cache if self_attention else None)
+        q = self._heads(q, self.q_norm, places)  # (B, H, T, D)
+        places = places if self_attention else self._places(None, key, cache)
+        k = self._heads(k, self.k_norm, places)  # (B, H_kv, S, D)
+        v = split_heads(v, self.num_kv_heads)  # (B, H_kv, S, D)
+        return (q, k, v, key_mask, 0) if cache is None else (q, *cache.append(k, v, key_mask))
+
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, T, H*D), keys and values (B, S, H_kv*D)."""
         if self._packed and query is key is value:
@@ -240,8 +239,9 @@ class MultiHeadAttention(nn.Module):
         first = first[:, None] if isinstance(first, Tensor) else first  # (B, 1)
         return torch.arange(x.shape[1], device=x.device) + first
 
-    def _check_helpers(self, query: Tensor, positions: Tensor | None, cache) -> None:
+    def _check_options(self, query: Tensor, is_causal, positions: Tensor | None, cache) -> None:
         """Refuse positions that nobody would use, and a cache that is none or of another batch."""
+        _checks.check_flag("is_causal", is_causal)
         if positions is not None and self.rope is None:
             raise ValueError("positions are for rope, and this module has none")
         if cache is None:
@@ -254,8 +254,14 @@ class MultiHeadAttention(nn.Module):
                 f"got {cache.batch_size}"
             )
 
-    def _check_inputs(self, **named: Tensor) -> None:
+    def _check_inputs(
+        self, query: Tensor, key: Tensor | None = None, value: Tensor | None = None
+    ) -> None:
         """Refuse inputs that do not fit the module or one another."""
+        named = {"query": query}
+        alike = query is key is value and self.embed_dim == self.kdim == self.vdim
+        if key is not None and not alike:
+            named |= {"key": key, "value": value}
         widths = {"query": "embed_dim", "key": "kdim", "value": "vdim"}
         for name, x in named.items():
             _checks.check_floating(name, x)

@@ -458,6 +458,11 @@ def test_refusals_of_the_engine(name):
         MultiHeadAttention(E, H, **options)
 
 
+def test_self_attention_with_other_widths_is_refused():
+    with pytest.raises(ValueError, match=r"key must have shape \(B, S, kdim=3\), got \(2, 3, 8\)"):
+        MultiHeadAttention(E, H, kdim=3)(torch.zeros(B, T, E))
+
+
 def test_refusals_of_positions_and_caches():
     module, x = MultiHeadAttention(E, H), torch.zeros(B, T, E)
     with pytest.raises(ValueError, match="positions are for rope, and this module has none"):
