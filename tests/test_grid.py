@@ -222,8 +222,8 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(_sdpa, "CHUNK_ROWS", 3)
     monkeypatch.setattr(_sdpa, "CHUNK_ENTRIES", {"cpu": 60})
     monkeypatch.setattr(_sdpa, "MIN_ROWS", 2)
-    chunks, masked = [], _sdpa._masked
-    monkeypatch.setattr(_sdpa, "_masked", lambda q, *a: chunks.append(q.shape[-2]) or masked(q, *a))
+    chunks, masked = [], _sdpa._chunk
+    monkeypatch.setattr(_sdpa, "_chunk", lambda q, *a: chunks.append(q.shape[-2]) or masked(q, *a))
     return chunks
 
 
