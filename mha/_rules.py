@@ -44,7 +44,7 @@ class Rules(NamedTuple):
             if right is not None and self.q_offset + right >= size - 1:
                 right = None  # even the first query sees the last key
         bound = None if left is None and right is None else (left, right)
-        return self._replace(is_causal=False, window=bound)
+        return Rules(self.attn_mask, self.key_mask, False, bound, self.q_offset)
 
     def visible(self, rows: slice, size: int) -> slice:
         """The keys, at least one, to which the bounds confine the queries in ``rows``."""

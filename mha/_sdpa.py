@@ -89,6 +89,7 @@ def _kernel(query, key, value, mask, is_causal=False, *, dropout_p, scale) -> Te
     dtype, dead = query.dtype, None
     grouped = query.shape[-3] != key.shape[-3]
     packed = grouped and query.shape[-2] == 1 and not is_causal
+    shape = *query.shape[:-1], value.shape[-1]  # (B, H, T, D_v)
     if packed:
         query, mask = _pack(query, mask, key.shape[-3])  # (B, H_kv, H / H_kv, D)
     if mask is not None:
@@ -99,15 +100,17 @@ def _kernel(query, key, value, mask, is_causal=False, *, dropout_p, scale) -> Te
     more = {"enable_gqa": True} if grouped and not packed else {}
     output = F.scaled_dot_product_attention(
         query, key, value, mask, dropout_p, is_causal, scale=scale, **more
-    ).to(dtype)  # (B, H, T, D_v)
+    )
+    output = output if output.dtype == dtype else output.to(dtype)
     output = output if dead is None else output.masked_fill(dead, 0.0)
-    return output.flatten(1, 2)[:, :, None] if packed else output
+    return output.reshape(shape) if packed else output
 
 
 def _pack(query: Tensor, mask: Tensor | None, key_heads: int) -> tuple[Tensor, Tensor | None]:
     """(B, H, 1, D) -> (B, H_kv, H / H_kv, D), and a mask (.., H, 1, S) likewise."""
-    groups = (key_heads, query.shape[-3] // key_heads)
-    query = query.squeeze(-2).unflatten(-2, groups)
+    batch, heads, _, width = query.shape
+    groups = (key_heads, heads // key_heads)
+    query = query.reshape(batch, *groups, width)
     if mask is not None and mask.ndim > 2 and mask.shape[-3] > 1:
         mask = mask.squeeze(-2).unflatten(-2, groups)
     return query, mask

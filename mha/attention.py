@@ -71,9 +71,15 @@ def scaled_dot_product_attention(
     Source: Vaswani et al. (2017), equation 1; grouped heads: Ainslie et al. (2023); windows:
         Beltagy et al. (2020).
     """
-    masks = {"key_mask": key_mask, "window": window, "q_offset": q_offset}
-    options = {"scale": scale, "softcap": softcap, "enable_gqa": enable_gqa, **masks}
-    call = _Call(query, key, value, attn_mask, dropout_p, is_causal, **options)
+    call = _Call(
+        *(query, key, value, attn_mask, dropout_p, is_causal),
+        scale=scale,
+        enable_gqa=enable_gqa,
+        softcap=softcap,
+        key_mask=key_mask,
+        window=window,
+        q_offset=q_offset,
+    )
     return call.run(backend, return_weights)
 
 
@@ -277,8 +283,8 @@ def _repeat(x: Tensor, heads: int) -> Tensor:
 
 def _fold(x: Tensor, batch: list[int], heads: int) -> Tensor:
     """Give x the axes before its heads, and bring them to one: (B, heads, length, width)."""
-    full = (*batch, heads, *x.shape[-2:])
-    x = x if x.shape == full else x.expand(full)
+    if x.shape[:-2] != (*batch, heads):
+        x = x.expand(*batch, heads, *x.shape[-2:])
     if len(batch) == 1:
         return x
     return x.flatten(0, len(batch) - 1) if batch else x[None]
