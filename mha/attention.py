@@ -258,14 +258,16 @@ def _weights(
     mask = rules.mask(query, key)
     if mask is None:
         return scores.softmax(-1)
+    # A row of -inf has no softmax. Give it all its keys, or zeros, to chew on, then take its
+    # weights away: what is filled receives no gradient, so nothing undefined flows back.
     if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        dead = ~mask.any(-1, keepdim=True)  # as small as the mask is: (T, 1), (B, 1, T, 1) ...
+        scores = scores.masked_fill(~(mask | dead), float("-inf"))
     else:
         scores = scores + mask
-    # A row of -inf has no softmax. Give it zeros to chew on, then take its weights away:
-    # what is filled receives no gradient, so nothing undefined flows back.
-    dead = (scores == float("-inf")).all(-1, keepdim=True)  # (B, H, T, 1)
-    return scores.masked_fill(dead, 0.0).softmax(-1).masked_fill(dead, 0.0)
+        dead = (scores == float("-inf")).all(-1, keepdim=True)  # (B, H, T, 1)
+        scores = scores.masked_fill(dead, 0.0)
+    return scores.softmax(-1).masked_fill(dead, 0.0)
 
 
 def _average(weights: Tensor, value: Tensor, dropout_p: float) -> Tensor:
