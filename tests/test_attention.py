@@ -228,6 +228,16 @@ def test_a_row_that_sees_nothing(backend, name, dtype):
 
 
 @every_backend
+@pytest.mark.parametrize("name", ["bool, a dead row", "float, a dead row"])
+def test_no_step_of_the_backward_pass_is_undefined(backend, name):
+    q, k, v = operands(requires_grad=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Anomaly Detection has been enabled")
+        with torch.autograd.detect_anomaly():  # an error at the first NaN, wherever it would end
+            attention(q, k, v, **mask_cases()[name], backend=backend).sum().backward()
+
+
+@every_backend
 def test_a_learned_bias_gets_its_gradient(backend):
     q, k, v = operands(value_width=D)
     bias = randn(H, T, S, seed=8)
