@@ -17,8 +17,7 @@ def check_tensors(
     """Refuse operands that do not fit; return the leading axes (..., H), and H_kv."""
     named = {"query": query, "key": key, "value": value}
     for name, x in named.items():
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            check_floating(name, x)
+        check_floating(name, x)
         if x.ndim < 2:
             raise ValueError(f"{name} must have shape (..., H, length, D), got {tuple(x.shape)}")
     if not query.dtype == key.dtype == value.dtype:

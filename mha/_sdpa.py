@@ -44,10 +44,10 @@ def attend(
 
 def describe(query: Tensor, key: Tensor, value: Tensor, rules: Rules, dropout_p: float) -> str:
     """What ``attend`` would do, in one sentence."""
-    if dropout_p > 0 or query.shape[-1] != value.shape[-1]:
+    way, rules = _way(query, key, value, rules, dropout_p)
+    if way != "chunks" and (dropout_p > 0 or query.shape[-1] != value.shape[-1]):
         what = "dropout" if dropout_p > 0 else "D_v != D"
         return f"torch's kernels do it all, though {what} makes them write all T x S weights."
-    way, rules = _way(query, key, value, rules, dropout_p)
     if way == "flag":
         return "torch's fused kernel does it all, by its own flags: nothing of T x S is written."
     if way == "mask" and isinstance(rules.attn_mask, Tensor):

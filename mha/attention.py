@@ -141,7 +141,6 @@ class _Call:
         key_mask=None,
         window=None,
         q_offset=0,
-        stacklevel=3,
         trusted=False,
     ):
         if not trusted:
@@ -155,7 +154,7 @@ class _Call:
             _check_slopes(attn_mask, heads)
         else:
             _checks.check_attn_mask(attn_mask, query, (*batch, heads, *self.sizes))
-            _checks.warn_of_zero_one(attn_mask, stacklevel)
+            _checks.warn_of_zero_one(attn_mask, stacklevel=3)
         _checks.check_key_mask(key_mask, query, (*batch, self.sizes[1]))
         _checks.check_offset_place(q_offset, query, tuple(batch))
         self.scale = query.shape[-1] ** -0.5 if scale is None else scale

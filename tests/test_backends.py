@@ -90,6 +90,7 @@ CHOICES = {
     "softcap": ({"softcap": 3.0}, "reference", "no softcap"),
     "dropout": ({"dropout_p": 0.1}, "sdpa", "though dropout makes them write all T x S"),
     "window": ({"window": (1, 1)}, "sdpa", "3 at a time"),
+    "window and dropout": ({"window": (1, 1), "dropout_p": 0.1}, "sdpa", "3 at a time"),
     "offset": ({"is_causal": True, "q_offset": 1}, "sdpa", "3 at a time"),
     "alibi": ({"attn_mask": ALiBi(2 * H)}, "sdpa", "3 at a time"),
     "offsets": ({"is_causal": True, "q_offset": OFFSETS}, "sdpa", "3 at a time"),
