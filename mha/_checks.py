@@ -163,13 +163,25 @@ def check_shaping(enable_gqa, softcap, window, q_offset) -> None:
     check_flag("enable_gqa", enable_gqa)
     check_softcap(softcap)
     check_window(window)
-    if isinstance(q_offset, Tensor):
-        if q_offset.is_floating_point() or q_offset.is_complex() or q_offset.dtype == torch.bool:
-            raise TypeError(f"q_offset must be an int or an integer tensor, got {q_offset.dtype}")
-    elif isinstance(q_offset, bool) or not isinstance(q_offset, int | torch.SymInt):
-        raise TypeError(
-            f"q_offset must be an int or an integer tensor, got {type(q_offset).__name__}"
-        )
+    check_offset(q_offset)
+
+
+def is_int(number) -> bool:
+    """Whether it is an int, perhaps a symbolic one; a bool is none."""
+    return isinstance(number, int | torch.SymInt) and not isinstance(number, bool)
+
+
+def holds_ints(x: Tensor) -> bool:
+    """Whether a tensor's dtype is one of integers."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def check_offset(q_offset) -> None:
+    """Refuse what is neither an int nor a tensor of ints."""
+    is_tensor = isinstance(q_offset, Tensor)
+    if not (holds_ints(q_offset) if is_tensor else is_int(q_offset)):
+        got = q_offset.dtype if is_tensor else repr(q_offset)
+        raise TypeError(f"q_offset must be an int or a tensor of ints, got {got}")
 
 
 def check_softcap(softcap) -> None:
@@ -191,7 +203,7 @@ def check_window(window) -> None:
     for bound in window:
         if bound is None:
             continue
-        if isinstance(bound, bool) or not isinstance(bound, int | torch.SymInt):
+        if not is_int(bound):
             raise TypeError(f"window must hold ints or None, got {window!r}")
         if bound < 0:
             raise ValueError(f"window must hold 0 or more, or None, got {window!r}")

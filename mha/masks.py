@@ -93,7 +93,7 @@ def window(
     for name, bound in (("left", left), ("right", right)):
         if bound is None:
             continue
-        if not _is_int(bound):
+        if not _checks.is_int(bound):
             raise TypeError(f"{name} must be None or an int, got {bound!r}")
         if bound < 0:
             raise ValueError(f"{name} must be None or 0 or more, got {bound}")
@@ -111,30 +111,19 @@ def _positions(T: int, S: int | None, q_offset: int | Tensor, device) -> tuple[T
     """Positions of queries (..., T, 1) and of keys (1, S) on one common axis."""
     S = T if S is None else S
     for name, size in (("T", T), ("S", S)):
-        if not _is_int(size):
+        if not _checks.is_int(size):
             raise TypeError(f"{name} must be an int, got {size!r}")
         if size < 0:
             raise ValueError(f"{name} must be 0 or more, got {size}")
+    _checks.check_offset(q_offset)
     if isinstance(q_offset, Tensor):
-        if not _holds_ints(q_offset):
-            raise TypeError(f"q_offset must be an int or a tensor of ints, got {q_offset.dtype}")
         device = q_offset.device if device is None else device
         q_offset = q_offset.to(device)
         if q_offset.ndim:
             q_offset = q_offset[..., None, None, None]  # (B,) -> (B, 1, 1, 1)
-    elif not _is_int(q_offset):
-        raise TypeError(f"q_offset must be an int or a tensor of ints, got {q_offset!r}")
     query = torch.arange(T, device=device)[:, None] + q_offset  # (..., T, 1)
     key = torch.arange(S, device=device)[None, :]  # (1, S)
     return query, key
-
-
-def _is_int(number) -> bool:
-    return isinstance(number, int | torch.SymInt) and not isinstance(number, bool)
-
-
-def _holds_ints(x: Tensor) -> bool:
-    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def padding(
@@ -164,7 +153,7 @@ def padding(
         raise ValueError(f"side must be 'right' or 'left', got {side!r}")
     given = torch.as_tensor(lengths if ids is None else ids)
     name = "lengths" if ids is None else "ids"
-    if not _holds_ints(given):
+    if not _checks.holds_ints(given):
         if given.numel() == 0 and not isinstance(lengths, Tensor) and ids is None:
             given = given.long()  # an empty list has no dtype of its own
         else:

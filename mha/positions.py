@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mha import _checks
+
 
 def sinusoidal(
     length: int,
@@ -235,7 +237,7 @@ def _press_slopes(num_heads: int) -> list[float]:
 
 def _check_int(name: str, number) -> None:
     """Refuse what is not an int (a bool is none)."""
-    if isinstance(number, bool) or not isinstance(number, int | torch.SymInt):
+    if not _checks.is_int(number):
         raise TypeError(f"{name} must be an int, got {number!r}")
 
 
@@ -243,7 +245,7 @@ def _check_integers(name: str, x) -> None:
     """Refuse what is not a tensor of integers."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of integers, got {type(x).__name__}")
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+    if not _checks.holds_ints(x):
         raise TypeError(f"{name} must be integers, got {x.dtype}")
 
 
@@ -273,8 +275,8 @@ def _check_bias(T, S, q_offset, device, dtype) -> None:
             raise ValueError(f"{name} must be 0 or more, got {size}")
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating type, got {dtype}")
+    _checks.check_offset(q_offset)
     if not isinstance(q_offset, Tensor):
-        return _check_int("q_offset", q_offset)
-    _check_integers("q_offset", q_offset)
+        return
     if device is not None and torch.empty(0, device=device).device != q_offset.device:
         raise ValueError(f"q_offset must be on {device}, got {q_offset.device}")

@@ -608,8 +608,8 @@ REFUSALS = {
         "scale must be None or a number",
     ),
     "scale inf": ((Q, K, V), {"scale": math.inf}, ValueError, "scale must be finite, got inf"),
-    "offset type": ((Q, K, V), {"q_offset": 1.0}, TypeError, "q_offset must be an int .*got float"),
-    "offset bool": ((Q, K, V), {"q_offset": True}, TypeError, "q_offset must be an int .*got bool"),
+    "offset type": ((Q, K, V), {"q_offset": 1.0}, TypeError, "q_offset must be an int .*got 1.0"),
+    "offset bool": ((Q, K, V), {"q_offset": True}, TypeError, "q_offset must be an int .*got True"),
     "backend": (
         (Q, K, V),
         {"backend": "cudnn"},

@@ -311,8 +311,8 @@ REFUSALS = {
     "window floats": ({"window": (1.0, 0)}, TypeError, r"window must hold ints or None, got \(1.0"),
     "window below": ({"window": (-1, 0)}, ValueError, r"0 or more, or None, got \(-1, 0\)"),
     "gqa type": ({"enable_gqa": 1}, TypeError, "enable_gqa must be True or False, got 1"),
-    "offset dtype": ({"q_offset": OFFSETS.float()}, TypeError, "integer tensor, got torch.float32"),
-    "offset bool": ({"q_offset": OFFSETS > 0}, TypeError, "integer tensor, got torch.bool"),
+    "offset dtype": ({"q_offset": OFFSETS.float()}, TypeError, "tensor of ints, got torch.float32"),
+    "offset bool": ({"q_offset": OFFSETS > 0}, TypeError, "tensor of ints, got torch.bool"),
     "offset shape": (
         {"q_offset": torch.zeros(3).long()},
         ValueError,
