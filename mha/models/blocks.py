@@ -4,26 +4,37 @@ Pre-norm (x + f(norm(x)), with one more norm after the last block) trains withou
 Xiong et al. 2020. Dropout acts on what each part adds, as in Vaswani et al. 2017, section 5.4.
 """
 
-from jaxtyping import Bool, Float
+from collections.abc import Callable
+
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from mha.cache import KVCache
 from mha.multihead import MultiHeadAttention
 
 
 class FeedForward(nn.Sequential):
-    """Two linear maps with a ReLU between, at each position alone: (B, T, E) -> (B, T, E).
+    """Two linear maps with a bend between, at each position alone: (B, T, E) -> (B, T, E).
 
     Args:
         embed_dim: width E of the model.
         ff_dim: width between the two maps.
         dropout: probability, on what lies between.
+        activation: makes the module that bends; a ReLU by default.
     Source: Vaswani et al. 2017, section 3.3.
     """
 
-    def __init__(self, embed_dim: int, ff_dim: int, *, dropout: float = 0.0):
+    def __init__(
+        self,
+        embed_dim: int,
+        ff_dim: int,
+        *,
+        dropout: float = 0.0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ):
         super().__init__(
             nn.Linear(embed_dim, ff_dim),
-            nn.ReLU(),
+            activation(),
             nn.Dropout(dropout),
             nn.Linear(ff_dim, embed_dim),
         )
@@ -32,19 +43,32 @@ class FeedForward(nn.Sequential):
 class EncoderBlock(nn.Module):
     """Self-attention, then feed-forward; every position sees every real one.
 
+    With ``is_causal=True`` it is the block of a decoder without memory, as in GPT.
+
     Args:
         embed_dim: width E of the model.
         num_heads: heads H, a divisor of E.
         ff_dim: inner width of the feed-forward.
         dropout: probability.
+        activation: makes the module between the feed-forward's maps.
+        attention: options of `MultiHeadAttention`: is_causal, num_kv_heads, rope, window, ...
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, ff_dim: int, *, dropout: float = 0.0):
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        ff_dim: int,
+        *,
+        dropout: float = 0.0,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        **attention,
+    ):
         super().__init__()
         self.attention_norm = nn.LayerNorm(embed_dim)
-        self.attention = MultiHeadAttention(embed_dim, num_heads)
+        self.attention = MultiHeadAttention(embed_dim, num_heads, **attention)
         self.feed_forward_norm = nn.LayerNorm(embed_dim)
-        self.feed_forward = FeedForward(embed_dim, ff_dim, dropout=dropout)
+        self.feed_forward = FeedForward(embed_dim, ff_dim, dropout=dropout, activation=activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -52,14 +76,22 @@ class EncoderBlock(nn.Module):
         x: Float[Tensor, "B S E"],
         *,
         key_mask: Bool[Tensor, "B S"] | None = None,
+        positions: Int[Tensor, "*B S"] | None = None,
+        cache: KVCache | None = None,
         return_weights: bool = False,
-    ) -> Float[Tensor, "B S E"] | tuple[Float[Tensor, "B S E"], Float[Tensor, "B H S S"]]:
+    ) -> Float[Tensor, "B S E"] | tuple[Float[Tensor, "B S E"], Float[Tensor, "B H S K"]]:
         """The stream after this block; with ``return_weights`` also the attention weights.
 
-        Args: x (B, S, E); key_mask (B, S) bool, True = a real position.
+        Args: x (B, S, E); key_mask (B, S) bool, True = a real position; positions (S,) or (B, S),
+            for rotary attention; cache, the block's own: the keys K are then those stored, with
+            these S behind.
         """
         attended, weights = _attend(
-            self.attention, self.attention_norm(x), key_mask=key_mask, return_weights=return_weights
+            *(self.attention, self.attention_norm(x)),
+            return_weights=return_weights,
+            key_mask=key_mask,
+            positions=positions,
+            cache=cache,
         )
         x = x + self.dropout(attended)
         x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -115,8 +147,8 @@ class DecoderBlock(nn.Module):
 
 
 def _attend(
-    attention: MultiHeadAttention, *inputs: Tensor, return_weights: bool, **masks: Tensor | None
+    attention: MultiHeadAttention, *inputs: Tensor, return_weights: bool, **options
 ) -> tuple[Tensor, Tensor | None]:
     """Call an attention; its weights are None where they were not asked for."""
-    result = attention(*inputs, return_weights=return_weights, **masks)
+    result = attention(*inputs, return_weights=return_weights, **options)
     return result if return_weights else (result, None)
