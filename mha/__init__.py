@@ -17,6 +17,7 @@ __all__ = [
     "cost",
     "data",
     "explain",
+    "flash",
     "heads",
     "interop",
     "masks",

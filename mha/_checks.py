@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-BACKENDS = ("auto", "reference", "sdpa", "flex")
+BACKENDS = ("auto", "reference", "sdpa", "flash", "flex")
 
 
 def check_tensors(

@@ -62,6 +62,13 @@ def describe(query: Tensor, key: Tensor, value: Tensor, rules: Rules, dropout_p:
     )
 
 
+def writes_masks(query: Tensor, key: Tensor, value: Tensor, rules: Rules, dropout_p: float) -> bool:
+    """Whether ``attend`` would have to write masks for several queries, a chunk at a time or all."""
+    way, rules = _way(query, key, value, rules, dropout_p)
+    by_rule = rules.bounds != (None, None) or isinstance(rules.attn_mask, ALiBi)
+    return query.shape[-2] > 1 and (way == "chunks" or (way == "mask" and by_rule))
+
+
 def _way(query, key, value, rules: Rules, dropout_p: float) -> tuple[str, Rules]:
     """How torch is called, and the rules without what binds nobody."""
     tracing = _checks.is_tracing(query)

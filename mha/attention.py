@@ -14,7 +14,13 @@ from torch import Tensor
 
 from mha import _checks, _sdpa
 from mha._rules import Rules
+from mha.flash import _op as _flash
 from mha.positions import ALiBi
+
+HALF = torch.float16, torch.bfloat16
+
+FLASH = "flash", "tiles", "kernel"
+"""By whichever of the two is made for the device; by tiles in PyTorch; by Triton's kernels."""
 
 
 def scaled_dot_product_attention(
@@ -61,16 +67,19 @@ def scaled_dot_product_attention(
         return_weights: also return the weights, before dropout. The output stays the same.
         backend: "reference" (readable PyTorch, float32 inside for half types; does everything),
             "sdpa" (torch's fused kernels; no softcap; the readable path for empty axes, and for a
-            float attn_mask while gradients are on), "flex" (torch's flex_attention; no dropout, on
-            the CPU no gradients), or "auto", which refuses nothing: see ``explain``. The fused CPU
-            kernel has no second derivative and no forward mode, and its gradients lose digits
-            where scores pass some 2e5 in float32; "reference" has all three.
+            float attn_mask while gradients are on), "flash" (Triton's kernels on CUDA, where D and
+            D_v are at most 256 and float64 is refused, tiles in PyTorch elsewhere; no dropout, no
+            gradient to attn_mask), "flex" (torch's flex_attention; no dropout, on the CPU no
+            gradients), or "auto", which refuses nothing: see ``explain``. What is fused has no
+            second derivative and no forward mode, and torch's fused CPU kernel loses digits of
+            gradients where scores pass some 2e5 in float32; "reference" has all three.
     Returns: output (..., H, T, D_v) in the query's dtype, and weights (..., H, T, S) if asked for.
     Errors: TypeError or ValueError naming the argument, what came and what was expected; ValueError
         for what a named backend cannot do, naming one that can.
     Source: Vaswani et al. (2017), equation 1; grouped heads: Ainslie et al. (2023); windows:
         Beltagy et al. (2020).
     """
+    _checks.check_backend(backend)
     call = _Call(
         *(query, key, value, attn_mask, dropout_p, is_causal),
         scale=scale,
@@ -81,6 +90,12 @@ def scaled_dot_product_attention(
         q_offset=q_offset,
     )
     return call.run(backend, return_weights)
+
+
+def attend_by_flash(*operands, kernel: bool, **options) -> Tensor:
+    """``scaled_dot_product_attention`` by flash alone, on whatever device: kernels, or else tiles."""
+    call = _Call(*operands, enable_gqa=True, **options)
+    return call.run("kernel" if kernel else "tiles", return_weights=False)
 
 
 def attend(*args, return_weights: bool, backend: str, **options):
@@ -117,10 +132,7 @@ def explain(
     Errors: as of ``scaled_dot_product_attention``.
     """
     call = _Call(query, key, value, attn_mask, dropout_p, is_causal, **options)
-    obstacle = call.obstacle()
-    if obstacle is not None:
-        return Choice("reference", obstacle)
-    return Choice("sdpa", _sdpa.describe(*call.operands, call.rules, dropout_p))
+    return call.choose()
 
 
 class _Call:
@@ -165,16 +177,12 @@ class _Call:
         self.operands = tuple(
             _fold(x, batch, count) for x, count in zip((query, key, value), counts, strict=True)
         )
-        if key_mask is not None and not trusted:
-            query, *others = self.operands
-            padding = ~self.rules.key_mask[:, None, :, None]  # (B, 1, S, 1)
-            self.operands = query, *(x.masked_fill(padding, 0.0) for x in others)
+        self.trusted = trusted or key_mask is None
 
     def run(self, backend: str, return_weights: bool):
-        """The result, in the axes that came."""
-        _checks.check_backend(backend)
+        """The result, in the axes that came. Backends "tiles" and "kernel" are flash on any device."""
         if backend == "auto":
-            backend = "sdpa" if self.obstacle() is None else "reference"
+            backend = self.choose().backend
         else:
             self._refuse(backend)
             if self._is_empty() or (backend == "sdpa" and self._is_fragile()):
@@ -190,36 +198,75 @@ class _Call:
 
     def _compute(self, backend: str, return_weights: bool) -> tuple[Tensor, Tensor | None]:
         """Output (B, H, T, D_v), and weights (B, H, T, S) where they are wanted or needed."""
-        query, key, value = self.operands
         weights = None
+        how = self.rules, self.scale, self.softcap
+        if backend in FLASH:
+            output = _flash.attend(*self.operands, *how, kernel=self._is_kernel(backend))
+            if not return_weights:
+                return output, None
+        query, key, value = self._without_padding()
         if backend == "reference" or return_weights:
-            weights = _weights(query, key, self.rules, self.scale, self.softcap)
+            weights = _weights(query, key, *how)
         if backend == "reference":
             output = _average(weights, value, self.dropout_p).to(query.dtype)
         elif backend == "sdpa":
-            output = _sdpa.attend(*self.operands, self.rules, self.dropout_p, self.scale)
-        else:
-            output = _flex().attend(*self.operands, self.rules, self.scale, self.softcap)
+            output = _sdpa.attend(query, key, value, self.rules, self.dropout_p, self.scale)
+        elif backend == "flex":
+            output = _flex().attend(query, key, value, *how)
         return output, weights
 
-    def obstacle(self) -> str | None:
-        """Why "auto" does not take torch's fused kernels, or None."""
+    def _without_padding(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The operands, with zeros for whatever stands at a key that ``key_mask`` excludes."""
+        query, *others = self.operands
+        if not self.trusted:
+            padding = ~self.rules.key_mask[:, None, :, None]  # (B, 1, S, 1)
+            others = (x.masked_fill(padding, 0.0) for x in others)
+        return query, *others
+
+    def choose(self) -> Choice:
+        """What "auto" takes, and why."""
         if self._is_empty():
-            return "An axis is empty, which fused kernels refuse."
+            return Choice("reference", "An axis is empty, which fused kernels refuse.")
         if self.softcap is not None:
-            return "torch's fused kernels know no softcap."
+            if self._takes_flash():
+                return Choice("flash", "torch's fused kernels know no softcap, and flash does.")
+            return Choice("reference", "No fused kernel here does this with a softcap.")
+        given = *self.operands, self.rules, self.dropout_p
+        modern = self.operands[0].dtype in HALF and self._takes_flash(("cuda",))
         if self._is_fragile():
-            return (
-                "The float attn_mask may hold rows of huge negative numbers, and gradients are "
-                "on: fused backward passes are wrong there."
+            why = (
+                "The float attn_mask may hold rows of huge negative numbers, and gradients are on: "
             )
-        return None
+            if modern:
+                return Choice("flash", why + "flash's backward pass is right there.")
+            return Choice("reference", why + "torch's fused backward passes are wrong there.")
+        if modern and _sdpa.writes_masks(*given):
+            return Choice("flash", "torch's fused kernel has no flag for these masks: flash has.")
+        return Choice("sdpa", _sdpa.describe(*given))
+
+    def _takes_flash(self, devices: tuple[str, ...] = ("cpu", "cuda")) -> bool:
+        """Whether flash is there for this call, on these devices, and good."""
+        query, _, value = self.operands
+        kernel = self._is_kernel("flash")
+        if query.device.type not in devices or torch.compiler.is_exporting():
+            return False
+        if _flash.refusal(query, value, self.rules, self.dropout_p, kernel) is not None:
+            return False
+        return not kernel or _flash.suits(query.device)
+
+    def _is_kernel(self, backend: str) -> bool:
+        """Whether flash means Triton's kernels."""
+        return backend == "kernel" or (backend == "flash" and self.operands[0].is_cuda)
 
     def _refuse(self, backend: str) -> None:
         """ValueError for what a named backend cannot do."""
+        query, _, value = self.operands
         refusal = None
         if backend == "sdpa" and self.softcap is not None:
-            refusal = "softcap", "reference"
+            refusal = "softcap", "flash" if self.dropout_p == 0 else "reference"
+        if backend in FLASH:
+            kernel = self._is_kernel(backend)
+            refusal = _flash.refusal(query, value, self.rules, self.dropout_p, kernel)
         if backend == "flex":
             refusal = _flex().refusal(*self.operands, self.rules, self.dropout_p)
         if refusal is not None:
@@ -315,7 +362,7 @@ def _check_slopes(bias: ALiBi, heads: int) -> None:
 
 
 def _accumulation_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    return torch.float32 if x.dtype in HALF else x.dtype
 
 
 def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

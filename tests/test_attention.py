@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from mha import reference
 from mha import scaled_dot_product_attention as attention
 
-BACKENDS = ("reference", "sdpa")
+BACKENDS = ("reference", "sdpa", "flash")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+all_but_flash = pytest.mark.parametrize("backend", BACKENDS[:-1])  # which says what it cannot do
 every_mask = pytest.mark.parametrize("name", MASK_NAMES)
 
 
@@ -237,7 +239,22 @@ def test_no_step_of_the_backward_pass_is_undefined(backend, name):
             attention(q, k, v, **mask_cases()[name], backend=backend).sum().backward()
 
 
-@every_backend
+@pytest.mark.parametrize(
+    ("feature", "call"),
+    {
+        "dropout": lambda q, k, v: attention(q, k, v, dropout_p=0.1, backend="flash"),
+        "torch.func transforms such as vmap": torch.func.vmap(partial(attention, backend="flash")),
+        "a gradient to attn_mask": lambda q, k, v: attention(
+            q, k, v, randn(T, S, requires_grad=True), backend="flash"
+        ),
+    }.items(),
+)
+def test_flash_says_what_it_cannot_do(feature, call):
+    with pytest.raises(ValueError, match=f"'flash' cannot do {feature}; 'reference' can"):
+        call(*operands())
+
+
+@all_but_flash
 def test_a_learned_bias_gets_its_gradient(backend):
     q, k, v = operands(value_width=D)
     bias = randn(H, T, S, seed=8)
@@ -273,6 +290,8 @@ def test_empty_axes(backend, sizes, options):
     q = randn(batch, heads, length, D, requires_grad=True)
     k = randn(batch, heads, size, D, requires_grad=True)
     key_mask = torch.ones(batch, size, dtype=torch.bool)
+    if backend == "flash":
+        options = {**options, "dropout_p": 0.0}
     output, weights = attention(
         q, k, k, key_mask=key_mask, return_weights=True, backend=backend, **options
     )
@@ -297,7 +316,7 @@ def test_strided_and_expanded_operands(backend):
     close(attention(q, shared, shared, backend=backend), oracle(q, shared, shared))
 
 
-@every_backend
+@all_but_flash
 def test_dropout_is_unbiased_and_weights_are_before_it(backend):
     q, k, v = operands(value_width=D)
     kept, weights = attention(q, k, v, dropout_p=0.4, backend=backend, return_weights=True)
@@ -309,7 +328,7 @@ def test_dropout_is_unbiased_and_weights_are_before_it(backend):
     assert (attention(q, k, v, dropout_p=1.0, backend=backend) == 0).all()
 
 
-@every_backend
+@all_but_flash
 def test_dropout_drops_weights_one_by_one_and_scales_the_rest(backend):
     size, p = 4000, 0.3
     q, k = torch.zeros(1, 1, 1, 4), torch.zeros(1, 1, size, 4)  # all weights 1 / S
@@ -461,7 +480,7 @@ def test_compile_with_dynamic_sizes(backend):
         close(compiled(q, k, k, is_causal=True, backend=backend), oracle(q, k, k, is_causal=True))
 
 
-@every_backend
+@all_but_flash
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_vmap_and_per_example_gradients(backend):
     q, k, v = operands(value_width=D)
@@ -614,7 +633,7 @@ REFUSALS = {
         (Q, K, V),
         {"backend": "cudnn"},
         ValueError,
-        "backend must be one of auto, reference, sdpa, flex, got 'cudnn'",
+        "backend must be one of auto, reference, sdpa, flash, flex, got 'cudnn'",
     ),
 }
 

@@ -87,7 +87,8 @@ CHOICES = {
     "key_mask and causal": ({"key_mask": HOLES, "is_causal": True}, "sdpa", "flag, both"),
     "attn_mask": ({"attn_mask": BIAS > 0}, "sdpa", "attn_mask that was given"),
     "float attn_mask": ({"attn_mask": BIAS}, "reference", "rows of huge negative numbers"),
-    "softcap": ({"softcap": 3.0}, "reference", "no softcap"),
+    "softcap": ({"softcap": 3.0}, "flash", "no softcap"),
+    "softcap and dropout": ({"softcap": 3.0, "dropout_p": 0.1}, "reference", "No fused kernel"),
     "dropout": ({"dropout_p": 0.1}, "sdpa", "though dropout makes them write all T x S"),
     "window": ({"window": (1, 1)}, "sdpa", "3 at a time"),
     "window and dropout": ({"window": (1, 1), "dropout_p": 0.1}, "sdpa", "3 at a time"),
@@ -299,7 +300,12 @@ REFUSALS = {
     "softcap": (
         {"softcap": 1.0, "backend": "sdpa"},
         ValueError,
-        "'sdpa' cannot do softcap; 'refer",
+        "'sdpa' cannot do softcap; 'flash' can",
+    ),
+    "softcap and dropout": (
+        {"softcap": 1.0, "dropout_p": 0.5, "backend": "sdpa"},
+        ValueError,
+        "'sdpa' cannot do softcap; 'reference' can",
     ),
     "softcap type": ({"softcap": "1"}, TypeError, "softcap must be None or a number, got str"),
     "softcap zero": ({"softcap": 0.0}, ValueError, "softcap must be finite and above 0, got 0.0"),

@@ -16,6 +16,7 @@ from support import close, oracle, randn, to_numpy
 
 import mha
 from mha import _sdpa, reference
+from mha.flash import tiles
 from mha.positions import ALiBi
 
 FACTORS = {
@@ -44,7 +45,10 @@ TOLERANCES = {
 ROUNDED = {**TOLERANCES, torch.bfloat16: 2**-9 + 2e-5, torch.float16: 2**-12 + 2e-5}
 """The same for weights, which half types round once, from float32: half a unit in the last place."""
 
-BACKENDS = ("reference", "sdpa", "sdpa in small chunks", "auto", "flex")
+BACKENDS = (
+    *("reference", "sdpa", "sdpa in small chunks", "flash", "flash in small tiles", "auto"),
+    "flex",
+)
 
 
 class Case(NamedTuple):
@@ -227,12 +231,19 @@ def small_chunks(monkeypatch):
     return chunks
 
 
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Tiles of two keys, for blocks of three queries."""
+    for run in (tiles.forward, tiles.backward):
+        monkeypatch.setattr(run.__wrapped__, "__kwdefaults__", {"block_q": 3, "block_k": 2})
+
+
 def prepared(case, backend, request):
     """The case, as far as the backend can do it: sdpa says that it knows no softcap."""
-    if "chunks" in backend:
-        request.getfixturevalue("small_chunks")
+    if "small" in backend:
+        request.getfixturevalue("small_" + backend.split()[-1])
     if backend.startswith("sdpa") and case.softcap is not None:
-        with pytest.raises(ValueError, match="softcap; 'reference' can"):
+        with pytest.raises(ValueError, match="softcap; 'flash' can"):
             run(case, backend, made(case).operands)
         return case._replace(softcap=None)
     return case
