@@ -44,7 +44,7 @@ test: lint
 
 test-fast: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book and not slow"
-	$(NBVAL) $(filter-out chapters/06-% chapters/09-%,$(wildcard chapters/*.ipynb))
+	$(NBVAL) $(filter-out chapters/06-% chapters/09-% chapters/11-%,$(wildcard chapters/*.ipynb))
 
 test-wheel: $(READY)
 	$(WHEEL) $(if $(CONSTRAINTS),--constraints $(CONSTRAINTS)) $(NB)
