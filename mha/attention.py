@@ -23,6 +23,10 @@ FLASH = "flash", "tiles", "kernel"
 """By whichever of the two is made for the device; by tiles in PyTorch; by Triton's kernels."""
 
 
+SMALL = 1 << 19
+"""Scores of a call below which tiles in PyTorch take longer than the readable path on the CPU."""
+
+
 def scaled_dot_product_attention(
     query: Float[Tensor, "*q T D"],
     key: Float[Tensor, "*k S D"],
@@ -228,9 +232,11 @@ class _Call:
         if self._is_empty():
             return Choice("reference", "An axis is empty, which fused kernels refuse.")
         if self.softcap is not None:
-            if self._takes_flash():
-                return Choice("flash", "torch's fused kernels know no softcap, and flash does.")
-            return Choice("reference", "No fused kernel here does this with a softcap.")
+            if not self._takes_flash():
+                return Choice("reference", "No fused kernel here does this with a softcap.")
+            if not self.operands[0].is_cuda and self._scores() < SMALL:
+                return Choice("reference", "A softcap needs flash's tiles, slow for so few scores.")
+            return Choice("flash", "torch's fused kernels know no softcap, and flash does.")
         given = *self.operands, self.rules, self.dropout_p
         modern = self.operands[0].dtype in HALF and self._takes_flash(("cuda",))
         if self._is_fragile():
@@ -253,6 +259,10 @@ class _Call:
         if _flash.refusal(query, value, self.rules, self.dropout_p, kernel) is not None:
             return False
         return not kernel or _flash.suits(query.device)
+
+    def _scores(self) -> int:
+        """B H T S."""
+        return self.operands[0].shape[:-1].numel() * self.sizes[1]
 
     def _is_kernel(self, backend: str) -> bool:
         """Whether flash means Triton's kernels."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mha._extras import require, watched
 from mha.data import TranslationBatch
+from mha.data.masked_tokens import IGNORED
 
 
 class Row(NamedTuple):
@@ -160,12 +161,59 @@ def translation_loss(model: nn.Module, batch: TranslationBatch) -> Float[Tensor,
     )
 
 
+def language_model_loss(model: nn.Module, ids: Int[Tensor, "B T+1"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats of each token after those before it, for a `GPT`.
+
+    Args: ids (B, T + 1), as of `mha.data.text_batches`: T to read, and the T that follow them.
+    """
+    logits = model(ids[:, :-1])  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def masked_token_loss(
+    model: nn.Module, batch: tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy in nats of the tokens asked for, for a `Bert`; 0 where none is.
+
+    Args: batch, (inputs, targets) as of `mha.data.masked_tokens`.
+    """
+    inputs, targets = batch
+    logits = model(inputs).flatten(0, 1)  # (B*T, V)
+    loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return loss / (targets != IGNORED).sum().clamp(min=1)
+
+
 def image_loss(
     model: nn.Module, batch: tuple[Tensor, Tensor], *, label_smoothing: float = 0.1
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats of the labels, for a model of images (B, C, h, w) to logits."""
     images, labels = batch
     return F.cross_entropy(model(images), labels, label_smoothing=label_smoothing)
+
+
+@torch.no_grad()
+def nats_per_token(
+    model: nn.Module, ids: Int[Tensor, " N"], *, length: int, batch_size: int = 64
+) -> float:
+    """Mean cross-entropy of a long text's tokens, in eval mode, for a `GPT`: nats, lower is better.
+
+    The text is cut into stretches that the model reads one by one, each from nothing: within a
+    stretch the first token is told from one token before it, the last from ``length``. So all
+    tokens but the first count, each once, but for fewer than ``length`` at the end.
+
+    Args: ids (N,), the text; length T, tokens read at once; batch_size, stretches at once.
+    Errors: ValueError for a text shorter than T + 1.
+    """
+    if length < 1 or len(ids) <= length:
+        raise ValueError(f"length must be 1 to {len(ids) - 1} for {len(ids)} ids, got {length}")
+    training = model.training
+    model.eval()
+    stretches = ids.unfold(
+        0, length + 1, length
+    )  # (n, T + 1): the last token of one starts the next
+    losses = [language_model_loss(model, part) * len(part) for part in stretches.split(batch_size)]
+    model.train(training)
+    return float(torch.stack(losses).sum()) / len(stretches)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from support import B, D, H, S, T, close, randn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mha import _sdpa, explain
+from mha import attention as attention_module
 from mha import scaled_dot_product_attention as attention
 from mha.positions import ALiBi
 
@@ -87,7 +88,7 @@ CHOICES = {
     "key_mask and causal": ({"key_mask": HOLES, "is_causal": True}, "sdpa", "flag, both"),
     "attn_mask": ({"attn_mask": BIAS > 0}, "sdpa", "attn_mask that was given"),
     "float attn_mask": ({"attn_mask": BIAS}, "reference", "rows of huge negative numbers"),
-    "softcap": ({"softcap": 3.0}, "flash", "no softcap"),
+    "softcap": ({"softcap": 3.0}, "reference", "slow for so few scores"),
     "softcap and dropout": ({"softcap": 3.0, "dropout_p": 0.1}, "reference", "No fused kernel"),
     "dropout": ({"dropout_p": 0.1}, "sdpa", "though dropout makes them write all T x S"),
     "window": ({"window": (1, 1)}, "sdpa", "3 at a time"),
@@ -117,6 +118,20 @@ def test_explain_looks_at_grad_mode_sizes_and_widths():
     assert "D_v != D" in explain(q, k, v[..., :3]).reason
     with pytest.raises(ValueError, match="dropout_p"):
         explain(q, k, v, dropout_p=2.0)
+
+
+def test_a_softcap_takes_flash_where_scores_are_many(monkeypatch):
+    q, k, v = torch.zeros(3, 2, 4, 256, 8)
+    assert 2 * 4 * 256 * 256 == attention_module.SMALL
+    assert explain(q, k, v, softcap=3.0).backend == "flash"
+    assert explain(q[:, :, 1:], k, v, softcap=3.0).backend == "reference"
+    assert explain(q, k, v, softcap=3.0, dropout_p=0.1).backend == "reference"
+    q, k, v = operands(requires_grad=True)
+    expected = attention(q, k, v, softcap=3.0, backend="reference")
+    monkeypatch.setattr(attention_module, "SMALL", 0)
+    output = attention(q, k, v, softcap=3.0)
+    assert "flash" in output.grad_fn.name() and "flash" not in expected.grad_fn.name()
+    close(output, expected)
 
 
 def test_auto_does_what_explain_says(fused):

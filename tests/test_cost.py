@@ -100,6 +100,48 @@ def test_fused_products_per_byte_are_a_harmonic_mean():
     assert products / whole.bytes == pytest.approx(2 / (1 / S + 1 / sharing) / 2)
 
 
+def test_flash_attention_by_hand():
+    """B=1, H=2, T=3, S=5, D=4: a product is 2 * 3 * 5 * 4 = 120 FLOPs a head."""
+    sizes = {"H": 2, "T": 3, "S": 5, "D": 4, "itemsize": 2}
+    assert cost.flash(**sizes).flops == 2 * 240  # two products, two heads
+    assert cost.flash(**sizes).bytes == 2 * (24 + 40 + 40 + 24)  # q, k, v and output
+    back = cost.flash(**sizes, backward=True)
+    assert back.flops == 2 * 600  # five products
+    assert back.bytes == 2 * (24 + 40 + 40 + 24 + 24 + 24 + 40 + 40)
+    assert cost.flash(**sizes, share=0.5, backward=True) == cost.Cost(600, back.bytes)
+    assert cost.flash(**sizes, share=0.5) == cost.Cost(240, 256)
+    twice = cost.flash(**sizes, B=2)
+    assert (twice.flops, twice.bytes) == (960, 512)
+    assert cost.flash(**sizes, H_kv=1) == cost.Cost(480, 2 * (24 + 20 + 20 + 24))
+    assert cost.flash(**sizes).intensity == 480 / 256
+
+
+def test_flash_attention_of_the_usual_comparison():
+    """16k tokens of one text, 16 heads of 128, bfloat16: 2.199 TFLOP and 256 MiB, 8192 a byte."""
+    whole = cost.flash(H=16, T=16384, S=16384, D=128, itemsize=2)
+    assert (whole.flops, whole.bytes) == (2_199_023_255_552, 268_435_456)
+    assert whole.intensity == 8192 == 16384 / 2  # T S / (T + S) a byte of two
+    assert cost.flash(H=16, T=16384, S=16384, D=128, itemsize=2, backward=True).intensity == 10240
+
+
+def test_a_decoding_step_reads_the_cache_once():
+    """A query for each of 32 heads on 8 key heads: 4 query heads share a key, 2 bytes a number."""
+    step = cost.flash(H=32, H_kv=8, T=1, S=1024, D=128, itemsize=2)
+    assert step.bytes == 2 * 2 * 128 * (32 + 8 * 1024)
+    assert step.flops == 4 * 32 * 1024 * 128
+    assert step.intensity == pytest.approx(4, rel=0.004)
+
+
+def test_flash_and_fused_differ_by_the_softmax():
+    sizes = {"B": 2, "H": 6, "H_kv": 3, "T": 7, "S": 7, "D": 4}
+    plain, rated = cost.fused(**sizes), cost.flash(**sizes)
+    assert plain.flops - rated.flops == cost.SOFTMAX_FLOPS * 2 * 6 * 49
+    assert plain.bytes == rated.bytes
+    share = cost.pairs(7, is_causal=True) / 49
+    causal = cost.fused(**sizes, is_causal=True).flops - cost.SOFTMAX_FLOPS * 2 * 6 * 28
+    assert cost.flash(**sizes, share=share).flops == causal
+
+
 def test_byte_counter_counts_what_moves():
     x = torch.ones(3, 4)
     with cost.ByteCounter() as moved:
@@ -143,6 +185,9 @@ def test_machine():
         (lambda: cost.fused(H=6, T=3, S=5, D=4, H_kv=5), "H=6, H_kv=5"),
         (lambda: cost.fused(H=6, T=3, S=5, D=4, B=-1), "B must be"),
         (lambda: cost.fused(H=6, T=3, S=-5, D=4), "S must be"),
+        (lambda: cost.flash(H=6, T=3, S=5, D=4, H_kv=4), "H=6, H_kv=4"),
+        (lambda: cost.flash(H=6, T=3, S=5, D=-4), "D must be"),
+        (lambda: cost.flash(H=6, T=3, S=5, D=4, share=1.5), "share must be .* got 1.5"),
         (lambda: cost.projections(T=3, E=10, H=4), "E=10 and H=4"),
         (lambda: cost.projections(T=3, E=12, H=4, H_kv=3), "H=4, H_kv=3"),
         (lambda: cost.pairs(3, window=(-1, 0)), r"window\[0\] must be .* got -1"),

@@ -14,9 +14,12 @@ from mha import reference
 # torch's own, when its compiler is first imported
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method.* is deprecated:DeprecationWarning")
 
-BACKENDS = ("reference", "sdpa", "flex", "auto")
+BACKENDS = ("reference", "sdpa", "flash", "flex", "auto")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (8, 16, 32, 64, 80, 128, 256)
+UNEVEN_WIDTHS = ((24, 24), (40, 40), (96, 96), (160, 160), (16, 256), (80, 24), (256, 40))
+"""(D, D_v): what tiles of a power of two do not fit, and heads whose values are wider or narrower."""
+UNEVEN_SIZES = ((127, 129), (129, 127), (33, 511), (257, 65), (64, 63))
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Largest error of an output, as a share of the largest number in it; of a gradient, thrice that.
 
@@ -54,8 +57,9 @@ def moved(options, device):
 
 
 def operands(dtype, width, key_heads=H_KV, length=T, size=S):
-    """Query, key and value on the CPU, rounded to a dtype."""
-    shapes = (B, H, length, width), (B, key_heads, size, width), (B, key_heads, size, width)
+    """Query, key and value on the CPU, rounded to a dtype; width is D, or D and D_v."""
+    width, value_width = width if isinstance(width, tuple) else (width, width)
+    shapes = (B, H, length, width), (B, key_heads, size, width), (B, key_heads, size, value_width)
     return [randn(*shape, seed=i).to(dtype) for i, shape in enumerate(shapes)]
 
 
@@ -84,7 +88,7 @@ def equals_the_definition(device, backend, dtype, width, key_heads=H_KV, length=
             continue
         name = f"{name}, {backend}, {dtype}, D={width}, H_kv={key_heads}, {device}"
         inputs = operands(dtype, width, key_heads, length, size)
-        upstream = randn(B, H, length, width, seed=6).to(dtype)
+        upstream = randn(B, H, length, inputs[2].shape[-1], seed=6).to(dtype)
         expected, gradients = definition(inputs, upstream, options)
         leaves = [x.to(device).requires_grad_(backward) for x in inputs]
         output, weights = mha.scaled_dot_product_attention(
@@ -118,6 +122,101 @@ def decodes_with_a_cache(device, dtype, backend):
             whole = module(line)[0]
             mine = torch.cat([prompt[row, :length], *(step[row] for step in steps)])
             close(mine.cpu(), whole.cpu(), tolerance, f"row {row}, {backend}, {dtype}")
+
+
+def ignores_padding(device, dtype, backend):
+    """NaN and inf at keys that key_mask excludes: as if zeros stood there."""
+    backward = not (backend == "flex" and device == "cpu")
+    options = moved({name: cases()["all"][name] for name in ("key_mask", "window")}, device)
+    padding = ~options["key_mask"][:, None, :, None]  # (B, 1, S, 1)
+    results = []
+    for filling in (0.0, float("nan"), float("inf")):
+        query, *others = (x.to(device) for x in operands(dtype, 32))
+        leaves = [query, *(x.masked_fill(padding, filling) for x in others)]
+        leaves = [x.requires_grad_(backward) for x in leaves]
+        output = mha.scaled_dot_product_attention(
+            *leaves, **options, enable_gqa=True, backend=backend
+        )
+        gradients = torch.autograd.grad(output.sum(), leaves) if backward else ()
+        results.append((output.detach(), *gradients))
+    for other in results[1:]:
+        for mine, theirs in zip(other, results[0], strict=True):
+            assert mine.isfinite().all() and torch.equal(mine, theirs), (backend, dtype)
+
+
+def repeats_to_the_bit(device, dtype, length, size):
+    """Flash, twice: the same output and the same gradients, bit by bit, in all cases."""
+    for name, options in cases(length, size).items():
+        inputs = [x.to(device) for x in operands(dtype, 64, H_KV, length, size)]
+        upstream = randn(B, H, length, 64, seed=6).to(device, dtype)
+        runs = []
+        for _ in range(2):
+            leaves = [x.clone().requires_grad_() for x in inputs]
+            output = mha.scaled_dot_product_attention(
+                *leaves, **moved(options, device), enable_gqa=True, backend="flash"
+            )
+            runs.append((output, *torch.autograd.grad(output, leaves, upstream)))
+        assert all(torch.equal(*pair) for pair in zip(*runs, strict=True)), name
+
+
+def refuses(device):
+    """What flash cannot do is a ValueError that names it, and a backend that can."""
+    inputs = [x.to(device) for x in operands(torch.float32, 16)]
+    bias = torch.zeros(T, S, device=device, requires_grad=True)
+    wrong = {"dropout": {"dropout_p": 0.1}, "a gradient to attn_mask": {"attn_mask": bias}}
+    for feature, options in wrong.items():
+        with pytest.raises(ValueError, match=f"'flash' cannot do {feature}; 'reference' can"):
+            mha.scaled_dot_product_attention(*inputs, **options, enable_gqa=True, backend="flash")
+    with torch.no_grad():  # no gradients, nothing to refuse
+        mha.scaled_dot_product_attention(*inputs, bias, enable_gqa=True, backend="flash")
+
+
+def reads_far_apart(device, dtype, size, stride):
+    """Keys and values whose rows stand `stride` numbers apart: against the same side by side."""
+    far = torch.empty(size, stride, device=device, dtype=dtype)
+    far[:, :64] = randn(size, 64, seed=1).to(device, dtype)
+    key, value = far[None, None, :, :32], far[None, None, :, 32:64]
+    query = randn(1, 2, 100, 32, seed=2).to(device, dtype)
+    results = []
+    for pair in ((key, value), (key.contiguous(), value.contiguous())):
+        leaves = [x.detach().requires_grad_() for x in (query, *pair)]
+        options = {"is_causal": True, "q_offset": size - 100, "enable_gqa": True}
+        output = mha.scaled_dot_product_attention(*leaves, **options, backend="flash")
+        results.append((output, *torch.autograd.grad(output.sum(), leaves)))
+    assert key.stride()[2] == stride
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    expected = mha.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), **options
+    )
+    near(results[0][0], expected.detach().cpu(), TOLERANCES[dtype], "far apart")
+
+
+def compiles_whole(device, compiler):
+    """Function and module with flash, in one graph, forward and backward."""
+    leaves = [x.to(device).requires_grad_() for x in operands(torch.float32, 32)]
+
+    def function(query, key, value, key_mask):
+        options = {"is_causal": True, "q_offset": S - T, "softcap": 2.0, "enable_gqa": True}
+        return mha.scaled_dot_product_attention(
+            query, key, value, key_mask=key_mask, **options, backend="flash"
+        )
+
+    torch.manual_seed(0)
+    make = {"num_kv_heads": 2, "is_causal": True, "window": (9, 0), "backend": "flash"}
+    module = mha.MultiHeadAttention(64, 4, **make).to(device)
+    x = randn(2, 50, 64, seed=1, dtype=torch.float32).to(device).requires_grad_()
+    key_mask = cases()["key_mask"]["key_mask"].to(device)
+    for called, given, wanted in (
+        (function, (*leaves, key_mask), leaves),
+        (module, (x,), [x, *module.parameters()]),
+    ):
+        whole = torch.compile(called, backend=compiler, fullgraph=True)
+        results = []
+        for call in (whole, called):
+            output = call(*given)
+            results.append((output, *torch.autograd.grad(output.square().sum(), wanted)))
+        for mine, theirs in zip(*results, strict=True):
+            close(mine.detach(), theirs.detach(), 1e-4, f"{compiler}, {device}")
 
 
 def compiles(device, backend, compiler):
@@ -173,6 +272,58 @@ def test_backends_dtypes_and_widths_on_cuda(backend, dtype, width):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("width", UNEVEN_WIDTHS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_flash_with_uneven_widths_on_cuda(dtype, width):
+    equals_the_definition("cuda", "flash", dtype, width)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [64, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", UNEVEN_SIZES, ids=str)
+def test_flash_with_uneven_lengths_on_cuda(sizes, dtype, width):
+    equals_the_definition("cuda", "flash", dtype, width, H_KV, *sizes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_is_never_read_on_cuda(backend, dtype):
+    ignores_padding("cuda", dtype, backend)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_flash_repeats_to_the_bit_on_cuda(dtype):
+    repeats_to_the_bit("cuda", dtype, 1500, 1700)
+
+
+@pytest.mark.gpu
+def test_flash_says_what_it_refuses_on_cuda():
+    refuses("cuda")
+    wide = [x.cuda() for x in operands(torch.float32, 264)]
+    with pytest.raises(ValueError, match="'flash' cannot do heads wider than 256"):
+        mha.scaled_dot_product_attention(*wide, enable_gqa=True, backend="flash")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_flash_reads_beyond_two_to_the_31_on_cuda(dtype):
+    size, stride = 65_536, 33_000  # 2.16e9 numbers, 4 GiB of half type
+    needed = 2 * size * stride * dtype.itemsize
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of memory")
+    reads_far_apart("cuda", dtype, size, stride)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_flash_compiles_whole_on_cuda():
+    compiles_whole("cuda", "inductor")
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("key_heads", [1, 4])
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 300), (256, 256), (300, 5)])
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -204,8 +355,9 @@ def test_float64_on_cuda():
     for backend in ("reference", "sdpa", "auto"):
         output = mha.scaled_dot_product_attention(*inputs, enable_gqa=True, backend=backend)
         near(output, oracle(*operands(torch.float64, 32), enable_gqa=True), 1e-12, backend)
-    with pytest.raises(ValueError, match="'flex' cannot do float64 on cuda; 'reference' can"):
-        mha.scaled_dot_product_attention(*inputs, enable_gqa=True, backend="flex")
+    for backend in ("flash", "flex"):
+        with pytest.raises(ValueError, match=f"'{backend}' cannot do float64 .*'reference' can"):
+            mha.scaled_dot_product_attention(*inputs, enable_gqa=True, backend=backend)
 
 
 @pytest.mark.gpu
@@ -233,14 +385,18 @@ MEMORY = {
     "causal, q_offset": {"is_causal": True, "q_offset": 100},
     "window": {"window": (256, 0)},
     "ALiBi": {"attn_mask": mha.positions.ALiBi(H), "is_causal": True},
+    "softcap": {"softcap": 1.5, "window": (256, 0)},
 }
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("backend", ["sdpa", "flex", "auto"])
+@pytest.mark.parametrize("backend", ["sdpa", "flash", "flex", "auto"])
 @pytest.mark.parametrize("name", MEMORY)
 def test_memory_grows_no_faster_than_the_sequence_on_cuda(name, backend, backward):
+    if backend == "sdpa" and "softcap" in MEMORY[name]:
+        return
+
     def measured(length):
         inputs = [
             torch.randn(1, H, length, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)
@@ -257,7 +413,7 @@ def test_memory_grows_no_faster_than_the_sequence_on_cuda(name, backend, backwar
     short, long = measured(8192), measured(32768)
     scores = H * 32768**2 * 2 / 2**20  # MiB of them, in bfloat16
     assert long < scores / 8, (short, long)
-    if backend == "flex":  # sdpa's chunks of masks have a size of their own
+    if backend in ("flash", "flex"):  # sdpa's chunks of masks have a size of their own
         assert long < 6 * short, (short, long)
 
 
@@ -266,6 +422,7 @@ def test_the_bodies_run_on_the_cpu(backend):
     for dtype in DTYPES:
         equals_the_definition("cpu", backend, dtype, 8, H_KV, 12, 20)
     small_sizes("cpu", backend, 1, 1, 7)
+    ignores_padding("cpu", torch.float32, backend)
     decodes_with_a_cache("cpu", torch.float32, backend)
 
 
@@ -273,3 +430,14 @@ def test_the_other_bodies_run_on_the_cpu():
     explains("cpu")
     for backend in BACKENDS:
         compiles("cpu", backend, "aot_eager")
+
+
+def test_the_bodies_of_flash_run_on_the_cpu():
+    for width in ((24, 24), (16, 40), (40, 16)):
+        equals_the_definition("cpu", "flash", torch.float32, width, H_KV, 13, 21)
+    for sizes in UNEVEN_SIZES[-2:]:
+        equals_the_definition("cpu", "flash", torch.float32, 16, H_KV, *sizes)
+    repeats_to_the_bit("cpu", torch.float32, 33, 65)
+    refuses("cpu")
+    reads_far_apart("cpu", torch.float32, 300, 700)
+    compiles_whole("cpu", "aot_eager")

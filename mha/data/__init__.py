@@ -4,6 +4,8 @@ from mha.data.batching import Batches, pad
 from mha.data.date_pairs import FORMATS, LOCALES, DatePair, date_vocabularies, dates
 from mha.data.digit_images import Digits, augment, digits, image_batches
 from mha.data.lookback import lookback_batches
+from mha.data.masked_tokens import masked_tokens
+from mha.data.plays import Shakespeare, shakespeare, text_batches
 from mha.data.translation import TranslationBatch, translation_batch, translation_batches
 from mha.data.vocabulary import SPECIALS, Vocabulary
 
@@ -14,6 +16,7 @@ __all__ = [
     "Batches",
     "DatePair",
     "Digits",
+    "Shakespeare",
     "TranslationBatch",
     "Vocabulary",
     "augment",
@@ -22,7 +25,10 @@ __all__ = [
     "digits",
     "image_batches",
     "lookback_batches",
+    "masked_tokens",
     "pad",
+    "shakespeare",
+    "text_batches",
     "translation_batch",
     "translation_batches",
 ]

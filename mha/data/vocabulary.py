@@ -7,6 +7,9 @@ from torch import Tensor
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 """Padding, beginning of sequence, end of sequence, unknown token: ids 0, 1, 2 and 3."""
 
+MASK = "<mask>"
+"""A token that is hidden, to be guessed from the others: in vocabularies that ask for it."""
+
 
 class Vocabulary:
     """Token <-> id, both ways; the special tokens first, then the tokens in code point order.
@@ -15,24 +18,34 @@ class Vocabulary:
         sequences: iterable of token sequences. A str is a sequence of characters, a list of str
             one of words.
         unk: whether there is an ``<unk>`` that stands for every token not in ``sequences``.
+        mask: whether there is a ``<mask>``, the last of the specials, for `masked_tokens`.
+    Attributes: tokens, by id; pad_id, bos_id, eos_id, unk_id and mask_id, the last two None where
+        there is no such token.
     Errors: TypeError for one bare string (each of its characters would count as a sequence) and
         for a token that is not a str; ValueError for a token that is the name of a special.
     """
 
-    def __init__(self, sequences: Iterable[Sequence[str]], *, unk: bool = True):
+    def __init__(self, sequences: Iterable[Sequence[str]], *, unk: bool = True, mask: bool = False):
         if isinstance(sequences, str):
             raise TypeError(f"sequences must hold sequences of tokens, got one str {sequences!r}")
         found = {token for sequence in sequences for token in sequence}
         for token in found:
             if not isinstance(token, str):
                 raise TypeError(f"tokens must be str, got {type(token).__name__} {token!r}")
-            if token in SPECIALS:
+            if token in SPECIALS or (mask and token == MASK):
                 raise ValueError(f"sequences hold the special token {token!r}")
-        specials = SPECIALS if unk else SPECIALS[:3]
+        specials = SPECIALS[: 3 + unk] + (MASK,) * mask
         self.tokens: tuple[str, ...] = (*specials, *sorted(found))
         self.pad_id, self.bos_id, self.eos_id = 0, 1, 2
         self.unk_id = 3 if unk else None
+        self.mask_id = 3 + unk if mask else None
+        self._specials = len(specials)
         self._ids = {token: number for number, token in enumerate(self.tokens)}
+
+    @property
+    def ordinary(self) -> range:
+        """The ids of all tokens but the special ones."""
+        return range(self._specials, len(self.tokens))
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -34,11 +34,19 @@ def dot(a, b, total, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def product(a, b, UPCAST: tl.constexpr):
+    """The products of each row of a with each row of b: a times the transpose of b."""
+    return dot(a, tl.trans(b), tl.zeros((a.shape[0], b.shape[0]), tl.float32), UPCAST)
+
+
+@triton.jit
 def tanh(x):
-    """tanh of float32, by an exponential that cannot overflow."""
+    """tanh of float32, by an exponential that cannot overflow, or near 0 by its power series."""
     t = tl.exp2(tl.abs(x) * -2.8853900817779268)  # exp(-2 |x|)
     size = (1.0 - t) / (1.0 + t)
-    return tl.where(x < 0.0, -size, size)
+    y = x * x
+    near = x * (1.0 + y * (-1 / 3 + y * (2 / 15 + y * (-17 / 315 + y * (62 / 2835)))))
+    return tl.where(y < 0.0625, near, tl.where(x < 0.0, -size, size))
 
 
 @triton.jit
@@ -48,8 +56,8 @@ def power(x, NATURAL: tl.constexpr):
 
 
 @triton.jit
-def walk(first, last, size, left, right, shift, BLOCK: tl.constexpr):
-    """The tiles of columns j that rows first to last see, where -left <= j - (i + shift) <= right.
+def walk(first, last, size, low, high, BLOCK: tl.constexpr):
+    """The tiles of columns j that rows i, first to last, see, where low <= j - i <= high.
 
     Four tile numbers a <= b <= c <= d: a to d are seen at all, b to c by each row whole.
     """
@@ -57,12 +65,12 @@ def walk(first, last, size, left, right, shift, BLOCK: tl.constexpr):
     b = 0
     c = size // BLOCK
     d = tl.cdiv(size, BLOCK)
-    if left is not None:
-        a = tl.minimum(tl.maximum(first + shift - left, 0) // BLOCK, d)
-        b = tl.cdiv(tl.maximum(last + shift - left, 0), BLOCK)
-    if right is not None:
-        c = tl.minimum(tl.maximum(first + shift + right + 1, 0), size) // BLOCK
-        d = tl.maximum(tl.cdiv(tl.minimum(last + shift + right + 1, size), BLOCK), a)
+    if low is not None:  # the first row begins first, the last row begins last
+        a = tl.minimum(tl.maximum(first + low, 0) // BLOCK, d)
+        b = tl.cdiv(tl.maximum(last + low, 0), BLOCK)
+    if high is not None:  # and the same of where they end
+        c = tl.minimum(tl.maximum(first + high + 1, 0), size) // BLOCK
+        d = tl.maximum(tl.cdiv(tl.minimum(tl.maximum(last + high + 1, 0), size), BLOCK), a)
     b = tl.minimum(tl.maximum(b, a), d)
     c = tl.maximum(tl.minimum(c, d), b)
     return a, b, c, d
@@ -90,7 +98,7 @@ def load_tile(
     r = tl.arange(0, ROWS)
     w = tl.arange(0, COLUMNS)
     start = base + first.to(tl.int64) * strides[2]  # 64 bits: beyond 2**31 numbers too
-    place = start + r[:, None] * strides[2] + w[None, :] * strides[3]
+    place = start + r.to(tl.int64)[:, None] * strides[2] + w[None, :] * strides[3]
     if EDGE or keep is not None or WIDTH != COLUMNS:
         inside = (w < WIDTH)[None, :]
         if EDGE:
@@ -112,7 +120,7 @@ def store_tile(
     r = tl.arange(0, ROWS)
     w = tl.arange(0, COLUMNS)
     start = base + first.to(tl.int64) * strides[2]
-    place = start + r[:, None] * strides[2] + w[None, :] * strides[3]
+    place = start + r.to(tl.int64)[:, None] * strides[2] + w[None, :] * strides[3]
     inside = (first + r < size)[:, None] & (w < WIDTH)[None, :]
     tl.store(place, x.to(base.dtype.element_ty), mask=inside)
 
@@ -128,50 +136,65 @@ def key_mask_tile(key_mask, strides, b, j, S):
     """Which of the keys j of example b are real, (BLOCK_K,); None if there is no key mask."""
     keep = None
     if key_mask is not None:
-        place = key_mask + b.to(tl.int64) * strides[0] + j * strides[1]
+        place = key_mask + b.to(tl.int64) * strides[0] + j.to(tl.int64) * strides[1]
         keep = tl.load(place, mask=j < S, other=0) != 0
     return keep
 
 
 @triton.jit
 def shift_of(offsets, offset, b):
-    """The position of the first query of example b among the keys."""
-    shift = offset
+    """The position of the first query of example b among the keys, in 64 bits."""
+    shift = tl.cast(offset, tl.int64)
     if offsets is not None:
         shift = tl.load(offsets + b)
     return shift
 
 
 @triton.jit
+def limit(x, T, S):
+    """A bound of j - i, in 32 bits: cut to -T and S, which all j - i lie between."""
+    return tl.minimum(tl.maximum(x, -T), S).to(tl.int32)
+
+
+@triton.jit
 def score_tile(
-    q, k, i, j, b, h, mask, mask_strides, slopes, keep, left, right, shift, T, S, scale, softcap,
-    UPCAST: tl.constexpr, EDGE: tl.constexpr,
+    q, k, i, j, b, h, mask, mask_strides, slopes, keep, low, high, shift, T, S, scale, softcap,
+    UPCAST: tl.constexpr, EDGE: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
-    """Scores (BLOCK_Q, BLOCK_K), -inf where query i may not see key j; and tanh of the softcap."""
-    scores = dot(q, tl.trans(k), tl.zeros((q.shape[0], k.shape[0]), tl.float32), UPCAST) * scale
+    """Scores (BLOCK_Q, BLOCK_K), -inf where query i may not see key j; and tanh of the softcap.
+
+    TURNED: both transposed, (BLOCK_K, BLOCK_Q).
+    """
+    if TURNED:
+        scores = product(k, q, UPCAST) * scale
+        i = i[None, :]
+        j = j[:, None]
+    else:
+        scores = product(q, k, UPCAST) * scale
+        i = i[:, None]
+        j = j[None, :]
     bent = scores  # read by nobody where there is no softcap
     if softcap is not None:
         bent = tanh(scores / softcap)
         scores = softcap * bent
-    i = i[:, None]
-    j = j[None, :]
-    if slopes is not None:
+    if slopes is not None:  # a cut shift adds the same to a whole row, so the softmax stays
         scores -= tl.load(slopes + h) * tl.abs(j - i - shift)
     if mask is not None:
         rows = head_of(mask, mask_strides, b, h) + i.to(tl.int64) * mask_strides[2]
-        entry = tl.load(rows + j * mask_strides[3], mask=(i < T) & (j < S), other=0)
+        entry = tl.load(rows + j.to(tl.int64) * mask_strides[3], mask=(i < T) & (j < S), other=0)
         if mask.dtype.element_ty == tl.int8:
             scores = tl.where(entry != 0, scores, float("-inf"))
         else:
             scores += entry.to(tl.float32)
     if keep is not None:
-        scores = tl.where(keep[None, :], scores, float("-inf"))
+        real = keep[:, None] if TURNED else keep[None, :]
+        scores = tl.where(real, scores, float("-inf"))
     if EDGE:
         seen = (i < T) & (j < S)
-        if left is not None:
-            seen = seen & (j - i - shift >= -left)
-        if right is not None:
-            seen = seen & (j - i - shift <= right)
+        if low is not None:
+            seen = seen & (j - i >= low)
+        if high is not None:
+            seen = seen & (j - i <= high)
         scores = tl.where(seen, scores, float("-inf"))
     return scores, bent
 
@@ -200,8 +223,11 @@ def forward_kernel(
     l = tl.zeros((BLOCK_Q,), tl.float32)  # noqa: E741  sum so far
     acc = tl.zeros((BLOCK_Q, BLOCK_DV), tl.float32)  # output so far, times that sum
     shift = shift_of(offsets, offset, b)
+    low = None if left is None else limit(shift - left, T, S)  # query i sees key j
+    high = None if right is None else limit(shift + right, T, S)  # where low <= j - i <= high
+    shift = limit(shift, T, S)
     last = tl.minimum(first + BLOCK_Q, T) - 1
-    t0, t1, t2, t3 = walk(first, last, S, left, right, shift, BLOCK_K)
+    t0, t1, t2, t3 = walk(first, last, S, low, high, BLOCK_K)
     for EDGE in tl.static_range(2):
         for n in range((t1 - t0) + (t3 - t2) if EDGE else t2 - t1):
             start = step_of(n, t0, t1, t2, EDGE) * BLOCK_K
@@ -209,8 +235,8 @@ def forward_kernel(
             keep = key_mask_tile(key_mask, key_mask_strides, b, j, S)
             k = load_tile(key, k_strides, start, S, keep, D, BLOCK_K, BLOCK_D, EDGE)
             scores, _ = score_tile(
-                q, k, i, j, b, h, mask, mask_strides, slopes, keep, left, right, shift, T, S,
-                scale, softcap, UPCAST, EDGE,
+                q, k, i, j, b, h, mask, mask_strides, slopes, keep, low, high, shift, T, S,
+                scale, softcap, UPCAST, EDGE, False,
             )  # (BLOCK_Q, BLOCK_K)  # fmt: skip
             m_new = tl.maximum(m, tl.max(scores, 1))
             safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # nothing seen yet
@@ -257,14 +283,17 @@ def grad_query_kernel(
     o = load_tile(output, o_strides, first, T, None, D_V, BLOCK_Q, BLOCK_DV, True)
     do = load_tile(grad_output, go_strides, first, T, None, D_V, BLOCK_Q, BLOCK_DV, True)
     m = tl.load(top + row, mask=i < T, other=0.0)
-    share = 1.0 / tl.load(total + row, mask=i < T, other=1.0)
+    l = tl.load(total + row, mask=i < T, other=1.0)  # noqa: E741
     # the sum over keys of P dP is that over features of O dO: one number a row
     d = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(delta + row, d, mask=i < T)
     dq = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     shift = shift_of(offsets, offset, b)
+    low = None if left is None else limit(shift - left, T, S)  # query i sees key j
+    high = None if right is None else limit(shift + right, T, S)  # where low <= j - i <= high
+    shift = limit(shift, T, S)
     last = tl.minimum(first + BLOCK_Q, T) - 1
-    t0, t1, t2, t3 = walk(first, last, S, left, right, shift, BLOCK_K)
+    t0, t1, t2, t3 = walk(first, last, S, low, high, BLOCK_K)
     for EDGE in tl.static_range(2):
         for n in range((t1 - t0) + (t3 - t2) if EDGE else t2 - t1):
             start = step_of(n, t0, t1, t2, EDGE) * BLOCK_K
@@ -273,17 +302,16 @@ def grad_query_kernel(
             k = load_tile(key, k_strides, start, S, keep, D, BLOCK_K, BLOCK_D, EDGE)
             v = load_tile(value, v_strides, start, S, keep, D_V, BLOCK_K, BLOCK_DV, EDGE)
             scores, bent = score_tile(
-                q, k, i, j, b, h, mask, mask_strides, slopes, keep, left, right, shift, T, S,
-                scale, softcap, UPCAST, EDGE,
+                q, k, i, j, b, h, mask, mask_strides, slopes, keep, low, high, shift, T, S,
+                scale, softcap, UPCAST, EDGE, False,
             )  # fmt: skip
-            p = power(scores - m[:, None], NATURAL) * share[:, None]  # (BLOCK_Q, BLOCK_K)
-            dp = dot(do, tl.trans(v), tl.zeros((BLOCK_Q, BLOCK_K), tl.float32), UPCAST)
-            ds = p * (dp - d[:, None])
+            p = power(scores - m[:, None], NATURAL)  # (BLOCK_Q, BLOCK_K), l times too great
+            ds = p * (product(do, v, UPCAST) - d[:, None])
             if softcap is not None:
                 ds *= 1.0 - bent * bent
             dq = dot(ds.to(k.dtype), k, dq, UPCAST)
     grad_query = head_of(grad_query, gq_strides, b, h)
-    store_tile(grad_query, gq_strides, first, T, dq * factor, D, BLOCK_Q, BLOCK_D)
+    store_tile(grad_query, gq_strides, first, T, dq * (factor / l)[:, None], D, BLOCK_Q, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=["T", "S", "left", "right", "offset"])
@@ -312,9 +340,14 @@ def grad_key_value_kernel(
     dk = tl.zeros((BLOCK_K, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_K, BLOCK_DV), tl.float32)
     shift = shift_of(offsets, offset, b)
+    low = None if left is None else limit(shift - left, T, S)  # query i sees key j
+    high = None if right is None else limit(shift + right, T, S)  # where low <= j - i <= high
+    shift = limit(shift, T, S)
     last = tl.minimum(first + BLOCK_K, S) - 1
-    # seen from the keys: query i stands between j - shift - right and j - shift + left
-    t0, t1, t2, t3 = walk(first, last, T, right, left, -shift, BLOCK_Q)
+    # seen from the keys: -high <= i - j <= -low
+    low_i = None if high is None else -high
+    high_i = None if low is None else -low
+    t0, t1, t2, t3 = walk(first, last, T, low_i, high_i, BLOCK_Q)
     t2 = tl.where(first + BLOCK_K > S, t1, t2)  # keys beyond the last: no tile is whole
     for g in range(GROUP):
         h = h_kv * GROUP + g
@@ -331,16 +364,15 @@ def grad_key_value_kernel(
                 share = 1.0 / tl.load(total + row, mask=i < T, other=1.0)
                 d = tl.load(delta + row, mask=i < T, other=0.0)
                 scores, bent = score_tile(
-                    q, k, i, j, b, h, mask, mask_strides, slopes, keep, left, right, shift, T, S,
-                    scale, softcap, UPCAST, EDGE,
-                )  # fmt: skip
-                p = power(scores - m[:, None], NATURAL) * share[:, None]  # (BLOCK_Q, BLOCK_K)
-                dv = dot(tl.trans(p.to(do.dtype)), do, dv, UPCAST)
-                dp = dot(do, tl.trans(v), tl.zeros((BLOCK_Q, BLOCK_K), tl.float32), UPCAST)
-                ds = p * (dp - d[:, None])
+                    q, k, i, j, b, h, mask, mask_strides, slopes, keep, low, high, shift, T, S,
+                    scale, softcap, UPCAST, EDGE, True,
+                )  # (BLOCK_K, BLOCK_Q): no product below needs it transposed  # fmt: skip
+                p = power(scores - m[None, :], NATURAL) * share[None, :]
+                dv = dot(p.to(do.dtype), do, dv, UPCAST)
+                ds = p * (product(v, do, UPCAST) - d[None, :])
                 if softcap is not None:
                     ds *= 1.0 - bent * bent
-                dk = dot(tl.trans(ds.to(q.dtype)), q, dk, UPCAST)
+                dk = dot(ds.to(q.dtype), q, dk, UPCAST)
     grad_key = head_of(grad_key, gk_strides, b, h_kv)
     grad_value = head_of(grad_value, gv_strides, b, h_kv)
     store_tile(grad_key, gk_strides, first, S, dk * factor, D, BLOCK_K, BLOCK_D)
@@ -474,7 +506,7 @@ class _Call:
             key_mask = rules.key_mask.view(torch.int8).expand(batch, size)
         offset = rules.q_offset
         if isinstance(offset, Tensor):
-            offsets, offset = offset.to(torch.int32).expand(batch).contiguous(), 0
+            offsets, offset = offset.to(torch.int64).expand(batch).contiguous(), 0
         self.masks = mask, slopes, key_mask, offsets
         self.mask_strides = [None if x is None else x.stride() for x in (mask, key_mask)]
         self.sizes = heads, length, size, *rules.bounds, offset

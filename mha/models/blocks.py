@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mha.cache import KVCache
 from mha.multihead import MultiHeadAttention
+from mha.positions import ALiBi
 
 
 class FeedForward(nn.Sequential):
@@ -75,6 +76,7 @@ class EncoderBlock(nn.Module):
         self,
         x: Float[Tensor, "B S E"],
         *,
+        attn_mask: Tensor | ALiBi | None = None,
         key_mask: Bool[Tensor, "B S"] | None = None,
         positions: Int[Tensor, "*B S"] | None = None,
         cache: KVCache | None = None,
@@ -82,13 +84,14 @@ class EncoderBlock(nn.Module):
     ) -> Float[Tensor, "B S E"] | tuple[Float[Tensor, "B S E"], Float[Tensor, "B H S K"]]:
         """The stream after this block; with ``return_weights`` also the attention weights.
 
-        Args: x (B, S, E); key_mask (B, S) bool, True = a real position; positions (S,) or (B, S),
-            for rotary attention; cache, the block's own: the keys K are then those stored, with
-            these S behind.
+        Args: x (B, S, E); attn_mask, as of `MultiHeadAttention`; key_mask (B, S) bool, True = a
+            real position; positions (S,) or (B, S), for rotary attention; cache, the block's own:
+            the keys K are then those stored, with these S behind.
         """
         attended, weights = _attend(
             *(self.attention, self.attention_norm(x)),
             return_weights=return_weights,
+            attn_mask=attn_mask,
             key_mask=key_mask,
             positions=positions,
             cache=cache,
