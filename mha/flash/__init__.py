@@ -1,12 +1,15 @@
 """FlashAttention in three steps: a row at a time, tile by tile, and as kernels for a GPU.
 
 All three compute what `mha.reference.attention` defines, and never hold the T x S scores: a running
-maximum and a running sum make the softmax exact however the keys are cut up.
+maximum and a running sum make the softmax exact however the keys are cut up. The modules `rows`,
+`tiles` and `kernels` are there to be read; the forward and backward passes of the last two take the
+masks of a call as `Rules`.
 """
 
+from mha._rules import Rules
 from mha.flash.rows import attention_by_rows
 
-__all__ = ["attention_by_kernel", "attention_by_rows", "attention_by_tiles"]
+__all__ = ["Rules", "attention_by_kernel", "attention_by_rows", "attention_by_tiles"]
 
 
 def attention_by_tiles(query, key, value, **options):

@@ -1,0 +1,161 @@
+"""GPT: a decoder without memory, which says how a text goes on."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mha import _checks
+from mha.cache import KVCache
+from mha.models.stack import TokenStack
+
+
+class GPT(TokenStack):
+    """Reads a text; says at each token which one may come next.
+
+    Each position sees itself and those before it. A token stands at the number of real tokens
+    before it, so padding on either side moves nothing. The parameters are those of `Bert`, name
+    for name: the mask alone differs.
+
+    Args:
+        vocab_size: V, tokens that it knows.
+        embed_dim: width E. num_heads: heads H, a divisor of E. num_layers: blocks.
+        max_length: longest text in tokens, those that are generated included.
+        num_kv_heads: key and value heads, a divisor of H; H by default.
+        ff_dim: inner width of the feed-forward, 4 E by default.
+        positions: "rotary", an angle of queries and keys, or "learned", a vector for each
+            position, added to the token's.
+        band: where given, every second block, beginning with the second, sees the last ``band``
+            tokens only, the newest included; the other blocks see all.
+        dropout: probability. backend: of the attention.
+    Errors: ValueError for another kind of positions, a size below 1, and what the blocks refuse.
+    Source: Radford et al. 2018 and 2019, GPT and GPT-2, whose blocks these are, but that GPT-2
+        ties the logits to the embedding. Dense and banded blocks in turn: Brown et al. 2020,
+        GPT-3, section 2.1, "similar to the Sparse Transformer" of Child et al. 2019. Neither the
+        width of GPT-3's band nor which kind comes first is published. Child et al. let a head see
+        distant tokens at a stride as well; that is left out here.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        *,
+        embed_dim: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 4,
+        max_length: int = 256,
+        num_kv_heads: int | None = None,
+        ff_dim: int | None = None,
+        positions: Literal["rotary", "learned"] = "rotary",
+        band: int | None = None,
+        dropout: float = 0.0,
+        backend: str = "auto",
+    ):
+        super().__init__(
+            vocab_size,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_layers=num_layers,
+            max_length=max_length,
+            ff_dim=ff_dim,
+            positions=positions,
+            dropout=dropout,
+            is_causal=True,
+            num_kv_heads=num_kv_heads,
+            backend=backend,
+        )
+        self.band = band
+        if band is not None:
+            _checks.check_size("band", band)
+            for block in self.blocks[1::2]:
+                block.attention.window = (band - 1, 0)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "B T"],
+        *,
+        key_mask: Bool[Tensor, "B T"] | None = None,
+        caches: "Caches | None" = None,
+        return_weights: bool = False,
+    ) -> (
+        Float[Tensor, "B T V"] | tuple[Float[Tensor, "B T V"], tuple[Float[Tensor, "B H T S"], ...]]
+    ):
+        """Logits (B, T, V); with ``return_weights`` also each layer's weights (B, H, T, S).
+
+        Args:
+            ids: (B, T), at most max_length tokens, those in the caches counted.
+            key_mask: (B, T) bool, True = a real token. Every one is by default.
+            caches: made by `new_caches`, under ``torch.no_grad()``. The ids go on where the
+                earlier ones ended, and see them; S then counts what the layer's cache holds.
+        Errors: ValueError for other shapes, too many tokens, and an id that has no embedding.
+        """
+        positions = self._places(ids, key_mask, caches)  # (T,) or (B, T)
+        output = self.run(
+            ids,
+            key_mask=key_mask,
+            positions=positions,
+            caches=caches,
+            return_weights=return_weights,
+        )
+        if caches is not None:
+            caches.count(ids.shape[1] if key_mask is None else key_mask.sum(1), ids.shape[1])
+        return output
+
+    def new_caches(self, batch_size: int, max_length: int | None = None) -> "Caches":
+        """Empty caches for texts of ``max_length`` tokens, padding counted; as many as the model
+        can take by default.
+
+        A banded layer's cache has room for ``2 * band`` tokens, however long the texts, and drops
+        what its band has left behind. So it takes ``band`` tokens at a time, not more.
+        """
+        room = self.max_length if max_length is None else max_length
+        return Caches(
+            KVCache.for_module(
+                block.attention,
+                batch_size,
+                room
+                if block.attention.window is None
+                else max(self.band, min(room, 2 * self.band)),
+            )
+            for block in self.blocks
+        )
+
+    def _places(self, ids: Tensor, key_mask: Tensor | None, caches: "Caches | None") -> Tensor:
+        """How many real tokens stand before each: (T,), or (B, T) where texts differ."""
+        self._check_ids(ids)
+        before = 0 if caches is None else caches.slots
+        if before + ids.shape[1] > self.max_length:
+            raise ValueError(
+                f"ids must have at most max_length={self.max_length} tokens, those in the caches "
+                f"counted, got {before} + {ids.shape[1]}"
+            )
+        if key_mask is None:
+            places = torch.arange(ids.shape[1], device=ids.device)  # (T,)
+        else:
+            _checks.check_key_mask(key_mask, ids, tuple(ids.shape))
+            places = (key_mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+        seen = 0 if caches is None else caches.seen
+        return places + (seen[:, None] if isinstance(seen, Tensor) else seen)
+
+
+class Caches(list[KVCache]):
+    """One `KVCache` for each layer of a `GPT`, from the first to the last.
+
+    Attributes:
+        slots: int, tokens that came so far, padding counted.
+        seen: real tokens that came so far; int where all texts agree, else int64 (B,).
+    """
+
+    slots: int = 0
+    seen: int | Tensor = 0
+
+    def count(self, real: int | Int[Tensor, " B"], given: int) -> None:
+        """Note what all layers have stored: ``given`` tokens a text, ``real`` ones among them."""
+        self.seen, self.slots = self.seen + real, self.slots + given
+
+    def reorder(self, index: Int[Tensor, " N"]) -> None:
+        """Text n becomes what text index[n] was, in every layer; see `KVCache.reorder`."""
+        for cache in self:
+            cache.reorder(index)
+        self.seen = self.seen[index] if isinstance(self.seen, Tensor) else self.seen
