@@ -181,8 +181,7 @@ class ALiBi:
             raise ValueError(
                 f"slopes must be num_heads={num_heads} numbers, got shape {tuple(slopes.shape)}"
             )
-        readable = slopes.device.type == "cpu" and not torch.compiler.is_compiling()
-        if readable and not slopes.isfinite().all():
+        if _checks.may_read(slopes) and not slopes.isfinite().all():
             raise ValueError(f"slopes must be finite, got {slopes.tolist()}")
         self.num_heads = num_heads
         self.slopes = slopes

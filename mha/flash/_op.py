@@ -41,9 +41,9 @@ def refusal(
     if not kernel:
         return None
     if query.dtype == torch.float64:
-        return "float64 in a kernel", "reference"
+        return f"float64 on {query.device.type}", "reference"
     if max(query.shape[-1], value.shape[-1]) > WIDEST:
-        return f"heads wider than {WIDEST} in a kernel", "reference"
+        return f"heads wider than {WIDEST} on {query.device.type}", "reference"
     return None
 
 
