@@ -218,6 +218,7 @@ def attention_backward(
         H_kv for H in the last two with ``enable_gqa``.
     """
     q, k, v = _operands(query, key, value, key_mask, enable_gqa)
+    grad_output = np.asarray(grad_output, dtype=np.float64)
     scores, scale = _scores(q, k, scale, softcap)  # (..., H, T, S)
     order = {"window": window, "q_offset": q_offset}
     weights = softmax(scores + bias(scores.shape, attn_mask, is_causal, key_mask=key_mask, **order))

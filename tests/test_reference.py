@@ -274,3 +274,10 @@ def test_nothing_at_an_excluded_key_reaches_the_result_of_the_module():
         np.ones_like(x), x, y, y, parameters, H, key_mask=key_mask
     )
     assert all(np.isfinite(g).all() for g in [*grads, *of_parameters])
+
+
+def test_tensors_are_taken_for_arrays_and_all_is_float64():
+    tensors = [randn(2, 3, 4, seed=seed, dtype=torch.float32) for seed in range(4)]
+    expected = reference.attention_backward(*(x.double().numpy() for x in tensors))
+    for mine, theirs in zip(reference.attention_backward(*tensors), expected, strict=True):
+        assert mine.dtype == np.float64 and (mine == theirs).all()

@@ -20,7 +20,7 @@ def attention_by_tiles(query, key, value, **options):
         ``mha.scaled_dot_product_attention``. H is a multiple of H_kv. No gradient to attn_mask.
     Returns: (..., H, T, D_v).
     Errors: as of ``mha.scaled_dot_product_attention``.
-    Source: Dao (2023), "FlashAttention-2", algorithms 1 and 2.
+    Source: Dao (2024), "FlashAttention-2", algorithms 1 and 2.
     """
     return _attend(query, key, value, options, kernel=False)
 

@@ -8,7 +8,7 @@ as G * t rows, so that a tile is one product for all of them and keys are never 
 
 Axes: B batch, H heads, H_kv key heads, G = H / H_kv, T queries, t of one block, S keys, s of one
 tile, D width of one head, D_v of one value.
-Source: Dao (2023), FlashAttention-2, algorithms 1 and 2.
+Source: Dao (2024), "FlashAttention-2", algorithms 1 and 2.
 """
 
 from collections.abc import Iterator
