@@ -8,7 +8,7 @@ A tile that every row sees whole needs no comparison. So each walk is done twice
 tiles, then over those on an edge of the window or of the tensors.
 
 Axes: B batch, H heads, H_kv key heads, T queries, S keys, D width of one head, D_V of one value.
-Source: Dao (2023), "FlashAttention-2", algorithms 1 and 2.
+Source: Dao (2024), "FlashAttention-2", algorithms 1 and 2.
 """
 
 import math
@@ -395,18 +395,39 @@ class Blocks(NamedTuple):
 
 
 def blocks(kind: str, width: int, dtype: torch.dtype, capability: tuple[int, int]) -> Blocks:
-    """The tiles of a kernel.
+    """The tiles of a kernel: large, yet within the shared memory and the registers of the device.
 
     Args: kind "forward", "grad_query" or "grad_key_value"; width, the larger of D and D_v, as a
         power of two; dtype of the operands; capability of the device, such as (9, 0).
     """
     if dtype == torch.float32 or capability < (8, 0):
         return Blocks(32, 32, 4, 1) if width <= 128 else Blocks(16, 16, 4, 1)
-    if kind == "forward":
-        return Blocks(128, 64, 8, 3 if width <= 128 else 2)
-    if width > 128:
-        return Blocks(64, 32, 8, 1) if kind == "grad_query" else Blocks(32, 64, 8, 1)
-    return Blocks(128, 64, 8, 2) if kind == "grad_query" else Blocks(64, 128, 8, 2)
+    large = capability[0] in (9, 10)  # 227 KiB of shared memory; of the others some have 99
+    column = 0 if width <= 64 else 1 if width <= 128 else 2
+    return Blocks(*TILES[kind, large][column])
+
+
+TILES = {  # for widths to 64, to 128, to 256
+    ("forward", True): ((128, 64, 8, 3), (128, 64, 8, 3), (128, 32, 8, 2)),
+    ("forward", False): ((128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 8, 1)),
+    ("grad_query", True): ((128, 64, 8, 2), (128, 64, 8, 2), (64, 32, 8, 1)),
+    ("grad_query", False): ((128, 32, 8, 2), (64, 64, 4, 2), (32, 32, 4, 1)),
+    ("grad_key_value", True): ((32, 128, 8, 2), (32, 128, 8, 2), (32, 64, 8, 1)),
+    ("grad_key_value", False): ((32, 128, 8, 2), (64, 64, 8, 2), (32, 32, 8, 1)),
+}
+"""The tiles for half types, by kind and whether there is much shared memory.
+
+Chosen by what the compiler tells of bfloat16 under a causal mask, for no time was measured. KiB of
+shared memory of a program, and bytes that a thread spills of its registers, for the three widths:
+
+    capability         9.0                     8.0
+    forward            64, 128, 128 / 0 0 0    32, 56, 72 / 0 0 0
+    grad_query         64, 128, 96 / 0 0 368   40, 72, 64 / 0 0 0
+    grad_key_value     48, 96, 96 / 0 16 592   40, 73, 80 / 0 0 0
+
+At 9.0 all have wgmma, which smaller tiles at width 256 would not have. With 64 queries and 128
+keys, grad_key_value would spill 64 and 104 bytes at the first two widths.
+"""
 
 
 def forward(
