@@ -2,13 +2,12 @@
 
 from typing import Literal
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mha import _checks
 from mha.cache import KVCache
-from mha.models.stack import TokenStack
+from mha.models.stack import TokenStack, places
 
 
 class GPT(TokenStack):
@@ -130,13 +129,8 @@ class GPT(TokenStack):
                 f"ids must have at most max_length={self.max_length} tokens, those in the caches "
                 f"counted, got {before} + {ids.shape[1]}"
             )
-        if key_mask is None:
-            places = torch.arange(ids.shape[1], device=ids.device)  # (T,)
-        else:
-            _checks.check_key_mask(key_mask, ids, tuple(ids.shape))
-            places = (key_mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
         seen = 0 if caches is None else caches.seen
-        return places + (seen[:, None] if isinstance(seen, Tensor) else seen)
+        return places(ids, key_mask) + (seen[:, None] if isinstance(seen, Tensor) else seen)
 
 
 class Caches(list[KVCache]):
