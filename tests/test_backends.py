@@ -2,16 +2,19 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from support import B, D, H, S, T, close, randn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mha import _sdpa, explain
 from mha import attention as attention_module
 from mha import scaled_dot_product_attention as attention
+from mha.flash import _op
 from mha.positions import ALiBi
 
 HOLES = torch.tensor([[True, False, True, True, True], [False, False, True, True, False]])
@@ -364,3 +367,33 @@ def test_heads_that_make_no_groups(heads):
 def test_rules_can_be_copied():
     bias = ALiBi(2 * H)
     close(attention(Q, K, V, copy.deepcopy(bias)), attention(Q, K, V, bias))
+
+
+@pytest.mark.parametrize("major", [7, 8, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_on_a_gpu(major, dtype, monkeypatch):
+    """By generation and dtype, on tensors that only say they are on a GPU."""
+    about = SimpleNamespace(major=major, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(_op, "HAS_TRITON", True)
+    new = dtype == torch.bfloat16 and major >= 8
+    with FakeTensorMode():
+        q, k, v = (torch.empty(B, 2, 64, 16, dtype=dtype, device="cuda") for _ in range(3))
+        mask = torch.ones(B, 64, dtype=torch.bool, device="cuda")
+        bias = torch.empty(2, 64, 64, dtype=dtype, device="cuda")
+        expected = {
+            "flags": ({"is_causal": True}, "sdpa"),
+            "key_mask": ({"key_mask": mask}, "sdpa"),
+            "window": ({"window": (9, 0)}, "flash" if new else "sdpa"),
+            "both": ({"key_mask": mask, "is_causal": True}, "flash" if new else "sdpa"),
+            "dropout": ({"window": (9, 0), "dropout_p": 0.1}, "sdpa"),
+            "bias": ({"attn_mask": bias}, "flash" if new else "reference"),
+            "softcap": ({"softcap": 3.0}, "flash" if major >= 8 else "reference"),
+        }
+        for name, (options, backend) in expected.items():
+            assert explain(q, k, v, **options).backend == backend, name
+        row = torch.empty(B, 2, 1, 16, dtype=dtype, device="cuda")
+        assert explain(row, k, v, window=(9, 0)).backend == "sdpa"  # one row, one small mask
+        monkeypatch.setattr(_op, "HAS_TRITON", False)
+        assert explain(q, k, v, window=(9, 0)).backend == "sdpa"
+        assert explain(q, k, v, softcap=3.0).backend == "reference"
