@@ -107,6 +107,7 @@ def attend(*args, return_weights: bool, backend: str, **options):
 
     Keys and values that ``key_mask`` excludes must be finite already.
     """
+    _checks.check_backend(backend)  # an attribute, which may have been set since
     return _Call(*args, **options, trusted=True).run(backend, return_weights)
 
 

@@ -207,10 +207,13 @@ def nats_per_token(
     if length < 1 or len(ids) <= length:
         raise ValueError(f"length must be 1 to {len(ids) - 1} for {len(ids)} ids, got {length}")
     training = model.training
-    model.eval()
     stretches = ids.unfold(0, length + 1, length)  # (n, T + 1): one ends where the next begins
-    losses = [language_model_loss(model, part) * len(part) for part in stretches.split(batch_size)]
-    model.train(training)
+    model.eval()
+    try:
+        parts = stretches.split(batch_size)
+        losses = [language_model_loss(model, part) * len(part) for part in parts]
+    finally:
+        model.train(training)
     return float(torch.stack(losses).sum()) / len(stretches)
 
 

@@ -51,8 +51,14 @@ def folder() -> Path:
     """Where archives are kept: MHA_DATA, or ``mha`` in the user's folder for caches."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "mha"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "mha"
+    try:
+        return Path.home() / ".cache" / "mha"
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise RuntimeError(
+            f"no home to keep data in: name a folder in the environment variable {VARIABLE}"
+        ) from error
 
 
 def fetch(archive: Archive) -> Path:
@@ -63,11 +69,17 @@ def fetch(archive: Archive) -> Path:
     """
     path = folder() / archive.file
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetching-") as scratch:
-            got = _download(archive, Path(scratch))
-            _check(got, archive)
-            os.replace(got, path)  # at once, also where two processes fetch at the same time
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetching-") as scratch:
+                got = _download(archive, Path(scratch))
+                _check(got, archive)
+                os.replace(got, path)  # at once, also where two processes fetch at the same time
+        except OSError as error:
+            raise RuntimeError(
+                f"{archive.file} cannot be kept in {path.parent} ({error}): name a folder that can "
+                f"be written to in the environment variable {VARIABLE}"
+            ) from error
     _check(path, archive)
     return path
 

@@ -27,7 +27,7 @@ def masked_tokens(
     are: the model cannot tell them from the rest, so it must have a guess for every token.
 
     Args:
-        ids: integers (B, T), or of any shape.
+        ids: signed integers (B, T), or of any shape.
         mask_id: the id that stands for a hidden token, `Vocabulary.mask_id`.
         ordinary: ids of the tokens that may be asked for and that replace others,
             `Vocabulary.ordinary`. All other ids, padding for example, stay as they are.
@@ -36,7 +36,7 @@ def masked_tokens(
         generator: source of the random numbers, on the CPU; by default torch's own.
     Returns: inputs and targets, both like ids in shape, dtype and device. targets holds the id that
         is asked for, and -100 (which torch's cross-entropy leaves out) where none is.
-    Errors: TypeError for ids that are no integers, a mask_id that is no int, a key_mask that is
+    Errors: TypeError for ids that are no signed integers, a mask_id that is no int, a key_mask that is
         not bool; ValueError for a mask_id among the ordinary ids, for ``ordinary`` that is empty or
         leaves ids out, a rate outside [0, 1], and a key_mask of another shape.
     Source: Devlin et al. 2019, section 3.1 and appendix C.2, who draw a fixed number from each text.
@@ -55,9 +55,10 @@ def masked_tokens(
 
 def _check(ids, mask_id, ordinary, rate, key_mask) -> None:
     """Refuse what cannot be masked, or would be masked wrongly."""
-    if not isinstance(ids, Tensor) or not _checks.holds_ints(ids):
+    is_signed = isinstance(ids, Tensor) and ids.dtype.is_signed  # -100 must fit
+    if not is_signed or not _checks.holds_ints(ids):
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"ids must be a tensor of integers, got {got}")
+        raise TypeError(f"ids must be a tensor of signed integers, got {got}")
     if not _checks.is_int(mask_id):
         raise TypeError(f"mask_id must be an int, got {mask_id!r}")
     if not isinstance(ordinary, range):

@@ -7,11 +7,14 @@ and put together again inside.
 
 import importlib
 import importlib.util
+from contextlib import nullcontext
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from mha import _checks
 from mha._extras import require
 from mha._rules import Rules
 from mha.positions import ALiBi
@@ -34,8 +37,10 @@ def refusal(
     bias = rules.attn_mask
     if dropout_p > 0:
         return "dropout", "reference"
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack():
+    if torch._C._are_functorch_transforms_active():
         return "torch.func transforms such as vmap", "reference"
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        return "forward-mode derivatives", "reference"
     if torch.is_grad_enabled() and isinstance(bias, Tensor) and bias.requires_grad:
         return "a gradient to attn_mask", "reference"
     if not kernel:
@@ -96,7 +101,10 @@ def _backward(grad_output, query, key, value, output, top, total, *given):
     """Gradients of query, key and value."""
     run, rules, scale, softcap = _unpack(query.device, *given)
     saved = query, key, value, output, top, total
-    return run.backward(grad_output, *saved, rules, scale, softcap)
+    device = query.device.type
+    is_autocast = _checks.is_autocast(device)  # where backward() is called inside its context
+    with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
+        return run.backward(grad_output, *saved, rules, scale, softcap)
 
 
 def _unpack(device, mask, slopes, key_mask, offsets, offset, left, right, scale, softcap, kernel):

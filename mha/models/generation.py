@@ -42,7 +42,7 @@ def generate(
 
     Args:
         model: a `GPT`; its mode is put back afterwards.
-        prompts: (B, T) int64, at least one real token in each.
+        prompts: (B, T) integers, at least one real token in each.
         max_new_tokens: most tokens to say, at least 1.
         key_mask: (B, T) bool, True = a real token, padding on either side; all are by default.
         temperature, top_k, top_p: as of `filtered`. Temperature 0 is greedy, and needs no chance.
@@ -52,8 +52,8 @@ def generate(
         use_cache: False computes all keys and values anew at every step, for the same texts, but
             for rounding.
     Returns: `Generated`; N is max_new_tokens, or less where all texts have ended.
-    Errors: ValueError for a prompt without tokens, for more than max_length tokens in all, and for
-        options out of range.
+    Errors: TypeError for prompts that are no integers; ValueError for a prompt without tokens, for
+        more than max_length tokens to be read, and for options out of range.
     """
     _check_filter(temperature, top_k, top_p)
     prompts, ends = _packed(model, prompts, key_mask, max_new_tokens)  # (B, T), (B,)
@@ -64,15 +64,17 @@ def generate(
         reader = (_Cached if use_cache else _Afresh)(model, prompts, ends, max_new_tokens)
         ids, lengths = [], torch.zeros_like(ends)  # (B,)
         done = torch.zeros_like(ends, dtype=torch.bool)  # (B,)
+        token = None
         for step in range(max_new_tokens):
-            logits = reader.next_logits(ids[-1] if ids else None)  # (B, V)
+            logits = reader.next_logits(token)  # (B, V)
             logits = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-            token = drawn(logits, chances[:, step]).masked_fill(done, pad_id)  # (B,)
-            ids.append(token)
+            token = drawn(logits, chances[:, step])  # (B,)
+            ids.append(token.masked_fill(done, pad_id))
             lengths += ~done
-            done |= False if stop_id is None else token == stop_id
-            if done.all():
-                break
+            if stop_id is not None:  # else no step waits for a GPU
+                done |= token == stop_id
+                if done.all():
+                    break
     finally:
         model.train(training)
     return Generated(torch.stack(ids, dim=1), lengths)  # (B, N), (B,)
@@ -102,6 +104,7 @@ def filtered(
     _check_filter(temperature, top_k, top_p)
     if temperature == 0:
         temperature, top_k = 1.0, 1
+    temperature = max(temperature, 1e-250)  # alike for float32, and no quotient overflows
     ranked, order = (logits.double() / temperature).sort(dim=-1, descending=True, stable=True)
     if top_k is not None:
         ranked[..., top_k:] = -torch.inf
@@ -170,6 +173,10 @@ def _at(logits: Tensor, place: Tensor) -> Tensor:
 def _packed(model: GPT, prompts: Tensor, key_mask: Tensor | None, new: int) -> tuple:
     """Prompts with all padding on the right, (B, T), and their lengths (B,)."""
     _checks.check_size("max_new_tokens", new)
+    if not isinstance(prompts, Tensor) or not _checks.holds_ints(prompts):
+        got = prompts.dtype if isinstance(prompts, Tensor) else type(prompts).__name__
+        raise TypeError(f"prompts must be a tensor of integers, got {got}")
+    prompts = prompts.long()
     if prompts.ndim != 2:
         raise ValueError(f"prompts must be (B, T), got {tuple(prompts.shape)}")
     if key_mask is None:
@@ -178,7 +185,7 @@ def _packed(model: GPT, prompts: Tensor, key_mask: Tensor | None, new: int) -> t
     ends = key_mask.expand(prompts.shape).sum(1)  # (B,)
     if (ends == 0).any():
         raise ValueError(f"each prompt must have a token, got lengths {ends.tolist()}")
-    longest = int(ends.max()) if len(ends) else 0
+    longest = int(ends.max()) if len(ends) else prompts.shape[1]
     if longest + new > model.max_length + 1:  # the last token is said, not read
         raise ValueError(
             f"prompts and max_new_tokens must fit into the model's max_length={model.max_length}, "

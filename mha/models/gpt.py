@@ -98,7 +98,8 @@ class GPT(TokenStack):
             return_weights=return_weights,
         )
         if caches is not None:
-            caches.count(ids.shape[1] if key_mask is None else key_mask.sum(1), ids.shape[1])
+            real = ids.shape[1] if key_mask is None else key_mask.expand(ids.shape).sum(1)
+            caches.count(real, ids.shape[1])
         return output
 
     def new_caches(self, batch_size: int, max_length: int | None = None) -> "Caches":

@@ -83,8 +83,8 @@ class TokenStack(nn.Module):
             attn_mask, key_mask: as of `MultiHeadAttention`, the same for each block.
             positions: (T,) or (B, T), where the tokens stand; those of `places` by default.
             caches: one for each block.
-        Errors: ValueError for other shapes, too many tokens, and an id that has no embedding
-            (looked at on the CPU only, and not while compiling).
+        Errors: TypeError for ids that are no integers; ValueError for other shapes, too many
+            tokens, and an id that has no embedding (looked at on the CPU only, and not while compiling).
         """
         self._check_ids(ids)
         x = self.embedding(ids)  # (B, T, E)
@@ -105,6 +105,9 @@ class TokenStack(nn.Module):
         return (logits, tuple(all_weights)) if return_weights else logits
 
     def _check_ids(self, ids: Tensor) -> None:
+        if not isinstance(ids, Tensor) or not _checks.holds_ints(ids):
+            got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"ids must be a tensor of integers, got {got}")
         if ids.ndim != 2:
             raise ValueError(f"ids must be (B, T), got {tuple(ids.shape)}")
         if ids.shape[1] > self.max_length:
@@ -127,4 +130,4 @@ def places(ids: Int[Tensor, "B T"], key_mask: Bool[Tensor, "B T"] | None) -> Int
     if key_mask is None:
         return torch.arange(ids.shape[1], device=ids.device)  # (T,)
     _checks.check_key_mask(key_mask, ids, tuple(ids.shape))
-    return (key_mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+    return (key_mask.expand(ids.shape).cumsum(1) - 1).clamp(min=0)  # (B, T)
