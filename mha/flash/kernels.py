@@ -15,13 +15,13 @@ import math
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
+from mha._extras import require
 from mha._rules import Rules
 from mha.positions import ALiBi
+
+triton, tl = (require(name, "triton") for name in ("triton", "triton.language"))
 
 
 @triton.jit
@@ -379,7 +379,7 @@ def grad_key_value_kernel(
     store_tile(grad_value, gv_strides, first, S, dv, D_V, BLOCK_K, BLOCK_DV)
 
 
-INTERPRETED = isinstance(forward_kernel, InterpretedFunction)
+INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 """Whether kernels run in Triton's interpreter: TRITON_INTERPRET=1 when triton was imported."""
 
 LOG2_E = math.log2(math.e)
