@@ -282,7 +282,9 @@ class _Call:
             refusal = _flex().refusal(*self.operands, self.rules, self.dropout_p)
         if refusal is not None:
             feature, other = refusal
-            raise ValueError(f"backend {backend!r} cannot do {feature}; {other!r} can")
+            own = backend in ("tiles", "kernel")
+            who = f"mha.flash.attention_by_{backend}" if own else f"backend {backend!r}"
+            raise ValueError(f"{who} cannot do {feature}; {other!r} can")
 
     def _is_empty(self) -> bool:
         query, key, _ = self.operands

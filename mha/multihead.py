@@ -272,7 +272,7 @@ class MultiHeadAttention(nn.Module):
                     f"{name} must have shape (B, {letter}, {widths[name]}={width}), "
                     f"got {tuple(x.shape)}"
                 )
-        if len({x.shape[0] for x in named.values()}) > 1:
+        if any(x.shape[0] != query.shape[0] for x in named.values()):
             got = ", ".join(f"{name} B={x.shape[0]}" for name, x in named.items())
             raise ValueError(f"query, key and value must have the same batch size B, got {got}")
         if "key" in named and named["key"].shape[1] != named["value"].shape[1]:

@@ -140,6 +140,7 @@ def test_masking_takes_any_shape():
     [
         (torch.ones(2, 3), {}, TypeError, "ids must be a tensor of integers, got torch.float32"),
         ([5, 6], {}, TypeError, "got list"),
+        (text(2, 3).to(torch.uint8), {}, TypeError, "with a sign, .* got torch.uint8"),
         (text(2, 3), {"mask_id": 7}, ValueError, "mask_id.*range.5, 25.*got 7"),
         (text(2, 3), {"mask_id": None}, TypeError, "mask_id must be an int, got None"),
         (text(2, 3), {"ordinary": (5, 25)}, TypeError, r"range of ids, got \(5, 25\)"),

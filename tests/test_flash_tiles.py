@@ -13,8 +13,10 @@ from flash_properties import Subject, agree, both, operands
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import MASK_NAMES, ORDER_NAMES, close, mask_cases, order_cases, randn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mha import attention, scaled_dot_product_attention
 from mha._rules import Rules
 from mha.flash import tiles
 from mha.positions import ALiBi
@@ -198,3 +200,45 @@ def test_a_score_beyond_exp_in_float32():
         output, top, total = tiles.forward(query, key, value, Rules(), 1.0, None, block_k=block_k)
         close(output.flatten(), torch.tensor([1 / (1 + math.exp(-1))]), 1e-6)
         assert (top.item(), round(total.item(), 4)) == (1001.0, 1.3679)
+
+
+# As an operator
+
+
+def test_a_backward_pass_inside_autocast_is_not_cast():
+    """backward() is often called where autocast is still on: nothing of it may run in half there."""
+    inputs = [randn(1, 2, size, 8).requires_grad_() for size in (5, 7, 7)]
+
+    def gradients(enabled):
+        output = scaled_dot_product_attention(*inputs, softcap=2.0, backend="flash")
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            return torch.autograd.grad(output, inputs, torch.ones_like(output))
+
+    for found, expected in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_auto_has_forward_mode_derivatives_and_flash_refuses_them(monkeypatch):
+    monkeypatch.setattr(attention, "SMALL", 0)  # so that auto would take flash
+    q, k, v = (randn(1, 2, 5, 8, dtype=torch.float64) for _ in range(3))
+    step = randn(1, 2, 5, 8, dtype=torch.float64)
+    _, expected = torch.func.jvp(
+        lambda q: scaled_dot_product_attention(q, k, v, softcap=2.0, backend="reference"),
+        *((q,), (step,)),
+    )
+    assert attention.explain(q, k, v, softcap=2.0).backend == "flash"
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(q, step)
+        found = scaled_dot_product_attention(dual, k, v, softcap=2.0)
+        close(forward_ad.unpack_dual(found).tangent, expected)
+        with pytest.raises(ValueError, match="cannot do forward-mode derivatives; 'reference' can"):
+            scaled_dot_product_attention(dual, k, v, backend="flash")
+
+
+def test_auto_compiles_a_gradient_of_torch_func(monkeypatch):
+    monkeypatch.setattr(attention, "SMALL", 0)
+    q, k, v = (randn(1, 2, 5, 8) for _ in range(3))
+    gradient = torch.func.grad(lambda q: scaled_dot_product_attention(q, k, v, softcap=2.0).sum())
+    torch.compiler.reset()
+    close(torch.compile(gradient, backend="eager", fullgraph=True)(q), gradient(q))

@@ -267,3 +267,39 @@ def test_mode_is_put_back_after_an_error():
     with pytest.raises(ValueError, match="ids must be 0 to vocab_size"):
         models.generate(net, text(2, 4) + V, max_new_tokens=3)
     assert net.training
+
+
+# What may come in
+
+
+def test_what_stands_behind_the_end_is_never_read():
+    """So a pad_id that is no token does no harm, nor does it on a GPU."""
+    net, prompts = model(), text(3, 4)
+    stop_id = int(models.generate(net, prompts, max_new_tokens=1).ids[0, 0])
+    options = {"max_new_tokens": 6, "stop_id": stop_id}
+    expected = models.generate(net, prompts, **options)
+    assert expected.lengths.tolist().count(1) in (1, 2)  # one text ends at once, one goes on
+    behind = torch.arange(expected.ids.shape[1]) >= expected.lengths[:, None]
+    for use_cache in (True, False):
+        found = models.generate(net, prompts, **options, pad_id=-1, use_cache=use_cache)
+        assert torch.equal(found.ids, expected.ids.masked_fill(behind, -1))
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-310, 5e-324])
+def test_a_tiny_temperature_leaves_the_best_token(temperature):
+    logits = randn(4, V) * 50
+    kept = models.filtered(logits, temperature=temperature).softmax(-1)
+    assert torch.equal(kept.argmax(-1), logits.argmax(-1)) and kept.amax(-1).eq(1).all()
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_prompts_may_be_of_any_integers_and_none_at_all(use_cache):
+    net, prompts = model(), text(2, 4)
+    options = {"max_new_tokens": 3, "use_cache": use_cache}
+    expected = models.generate(net, prompts, **options)
+    found = models.generate(net, prompts.int(), **options)
+    assert torch.equal(found.ids, expected.ids) and found.ids.dtype == torch.int64
+    assert models.generate(net, prompts[:0], **options).ids.shape == (0, 3)
+    for wrong, got in ((prompts.float(), "torch.float32"), ([[1, 2]], "list")):
+        with pytest.raises(TypeError, match=f"prompts must be a tensor of integers, got {got}"):
+            models.generate(net, wrong, **options)

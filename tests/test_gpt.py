@@ -279,3 +279,46 @@ def test_a_text_that_repeats_is_learned():
     options = {"steps": 120, "lr": 5e-3, "warmup": 10, "progress": False}
     training.fit(net, stream, training.language_model_loss, **options)
     assert training.nats_per_token(net, ids, length=24) < 0.15
+
+
+@each_variant
+def test_one_key_mask_serves_all_texts(name):
+    """(1, T) and (T,) broadcast, as key masks do everywhere; caches know it afterwards."""
+    net, ids = model(name), text(3, 3)
+    real = torch.tensor([False, True, True])
+    if net.band is not None and net.band < 3:
+        pytest.skip("its cache takes fewer tokens at once")
+    expected = net(ids, key_mask=real.expand(3, 3))
+    with torch.no_grad():
+        for mask in (real, real[None]):
+            close(net(ids, key_mask=mask), expected)
+            caches = net.new_caches(3)
+            close(net(ids, key_mask=mask, caches=caches)[:, 1:], expected[:, 1:])
+            caches.reorder(torch.tensor([2, 0]))
+            assert caches.seen.tolist() == [2, 2]
+
+
+def test_ids_must_be_integers():
+    for wrong, got in ((torch.ones(2, 3), "torch.float32"), ([[1, 2]], "list")):
+        with pytest.raises(TypeError, match=f"ids must be a tensor of integers, got {got}"):
+            model()(wrong)
+
+
+def test_a_score_that_fails_leaves_the_mode_as_it_was():
+    net = model().train()
+    with pytest.raises(ValueError, match="vocab_size"):
+        training.nats_per_token(net, torch.full((9,), V), length=4)
+    assert net.training
+
+
+def test_what_a_banded_cache_refuses_no_layer_has_stored():
+    net, ids = model("banded"), text(2, T)
+    with torch.no_grad():
+        caches = net.new_caches(2)
+        for start, free in ((0, 6), (3, 4)):  # room for six, of which two stay behind
+            with pytest.raises(ValueError, match=f"at most {free} at a time.*band of 3, got"):
+                net(ids[:, start : start + free + 1], caches=caches)
+            assert {cache.length for cache in caches} == {start}
+            net(ids[:, start : start + 3], caches=caches)
+        net(ids[:, 6:], caches=caches)
+        assert caches.slots == T

@@ -205,6 +205,19 @@ def test_export(backend):
     close(program.module()(x, y, key_mask=key_mask), module(x, y, key_mask=key_mask))
 
 
+def test_export_of_any_batch_and_length():
+    module = MultiHeadAttention(E, H, is_causal=True).eval()
+    real = torch.ones(2, 6, dtype=torch.bool)
+    any_size = {0: torch.export.Dim("batch", min=2, max=64), 1: torch.export.Dim("length", max=512)}
+    shapes = {"query": any_size, "key_mask": any_size}
+    program = torch.export.export(
+        module, (randn(2, 6, E, dtype=torch.float32),), {"key_mask": real}, dynamic_shapes=shapes
+    ).module()
+    x = randn(5, 9, E, dtype=torch.float32)
+    holes = torch.arange(9) < torch.arange(5, 10)[:, None]
+    close(program(x, key_mask=holes), module(x, key_mask=holes), 1e-6)
+
+
 @pytest.mark.parametrize("backend", ("reference", "sdpa", "auto"))
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_vmap_over_weights(backend):
@@ -487,3 +500,10 @@ def test_refusals_of_positions_and_caches():
         module(x, cache=KVCache.for_module(module, B + 1, S))
     with pytest.raises(ValueError, match="requires grad"):
         module(x, cache=KVCache.for_module(module, B, S))
+
+
+def test_a_backend_that_was_set_later_is_checked():
+    module = MultiHeadAttention(8, 2)
+    module.backend = "flsh"
+    with pytest.raises(ValueError, match="backend must be one of .*flash.*got 'flsh'"):
+        module(torch.ones(1, 3, 8))

@@ -290,3 +290,34 @@ def test_batches_refuse_what_makes_no_sense():
         with pytest.raises(ValueError, match=message):
             data.text_batches(**{"ids": ids, "length": 3, "batch_size": 2} | change)
     assert next(data.text_batches(ids, 7, 1)).tolist() == [list(range(8))]
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MHA_DATA", str(tmp_path / "file"))
+    with pytest.raises(RuntimeError, match="cannot be kept in .*file.*variable MHA_DATA"):
+        _fetch.fetch(_fetch.Archive("plays==1.0", "plays-1.0.tar.gz", "0" * 64))
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("MHA_DATA", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(_fetch.Path, "home", home)
+    with pytest.raises(RuntimeError, match="no home .* variable MHA_DATA"):
+        _fetch.folder()
+
+
+def test_pip_is_found_where_it_was(tmp_path, monkeypatch):
+    def run(command, *, env, **_):
+        first, *others = env["PYTHONPATH"].split(_fetch.os.pathsep)
+        assert Path(first, "setuptools").is_dir() and others == ["here", "there"]
+        raise OSError("seen")
+
+    monkeypatch.setenv("MHA_DATA", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", _fetch.os.pathsep.join(("here", "there")))
+    monkeypatch.setattr(_fetch.subprocess, "run", run)
+    with pytest.raises(RuntimeError, match="seen"):
+        _fetch.fetch(_fetch.Archive("plays==1.0", "plays-1.0.tar.gz", "0" * 64))

@@ -117,8 +117,9 @@ def _download(archive: Archive, scratch: Path) -> Path:
     (stand_in / "build_meta.py").write_text(BACKEND, encoding="utf8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
     command += ["--dest", str(scratch), archive.requirement]
+    places = str(stand_in.parent.absolute()), os.environ.get("PYTHONPATH")  # pip may lie there
     settings = {
-        "PYTHONPATH": str(stand_in.parent.absolute()),
+        "PYTHONPATH": os.pathsep.join(filter(None, places)),
         "PIP_USE_PEP517": "1",  # older versions would run setup.py themselves
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
     }

@@ -55,10 +55,11 @@ def masked_tokens(
 
 def _check(ids, mask_id, ordinary, rate, key_mask) -> None:
     """Refuse what cannot be masked, or would be masked wrongly."""
-    is_signed = isinstance(ids, Tensor) and ids.dtype.is_signed  # -100 must fit
-    if not is_signed or not _checks.holds_ints(ids):
+    if not isinstance(ids, Tensor) or not _checks.holds_ints(ids):
         got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"ids must be a tensor of signed integers, got {got}")
+        raise TypeError(f"ids must be a tensor of integers, got {got}")
+    if not ids.dtype.is_signed:
+        raise TypeError(f"ids must be integers with a sign, for targets of -100, got {ids.dtype}")
     if not _checks.is_int(mask_id):
         raise TypeError(f"mask_id must be an int, got {mask_id!r}")
     if not isinstance(ordinary, range):

@@ -6,36 +6,67 @@ maximum and a running sum make the softmax exact however the keys are cut up. Th
 masks of a call as `Rules`.
 """
 
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
 from mha._rules import Rules
 from mha.flash.rows import attention_by_rows
+from mha.positions import ALiBi
 
 __all__ = ["Rules", "attention_by_kernel", "attention_by_rows", "attention_by_tiles"]
 
 
-def attention_by_tiles(query, key, value, **options):
+def attention_by_tiles(
+    query: Float[Tensor, "*q T D"],
+    key: Float[Tensor, "*k S D"],
+    value: Float[Tensor, "*v S Dv"],
+    *,
+    attn_mask: Tensor | ALiBi | None = None,
+    is_causal: bool = False,
+    key_mask: Bool[Tensor, "*m S"] | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int | Int[Tensor, "*b"] = 0,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "*out T Dv"]:
     """Attention in plain PyTorch, tile by tile, on any device; gradients by recomputation.
 
-    Args: query (..., H, T, D); key (..., H_kv, S, D); value (..., H_kv, S, D_v); options attn_mask,
-        is_causal, scale, softcap, key_mask, window, q_offset as of
-        ``mha.scaled_dot_product_attention``. H is a multiple of H_kv. No gradient to attn_mask.
+    Args: query (..., H, T, D); key (..., H_kv, S, D); value (..., H_kv, S, D_v), H a multiple of
+        H_kv; the rest as of ``mha.scaled_dot_product_attention``. No gradient to attn_mask.
     Returns: (..., H, T, D_v).
     Errors: as of ``mha.scaled_dot_product_attention``.
     Source: Dao (2024), "FlashAttention-2", algorithms 1 and 2.
     """
-    return _attend(query, key, value, options, kernel=False)
+    options = {"is_causal": is_causal, "key_mask": key_mask, "window": window}
+    options |= {"q_offset": q_offset, "scale": scale, "softcap": softcap}
+    return _attend(query, key, value, attn_mask, kernel=False, **options)
 
 
-def attention_by_kernel(query, key, value, **options):
+def attention_by_kernel(
+    query: Float[Tensor, "*q T D"],
+    key: Float[Tensor, "*k S D"],
+    value: Float[Tensor, "*v S Dv"],
+    *,
+    attn_mask: Tensor | ALiBi | None = None,
+    is_causal: bool = False,
+    key_mask: Bool[Tensor, "*m S"] | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    q_offset: int | Int[Tensor, "*b"] = 0,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Float[Tensor, "*out T Dv"]:
     """Attention by Triton's kernels, on CUDA; or on the CPU in Triton's interpreter, to read along.
 
     Args, returns, source: as of `attention_by_tiles`; D and D_v at most 256, float32 or half types.
     Errors: likewise, and ImportError without triton; ValueError on the CPU unless the environment
         said TRITON_INTERPRET=1 before triton was first imported.
     """
-    return _attend(query, key, value, options, kernel=True)
+    options = {"is_causal": is_causal, "key_mask": key_mask, "window": window}
+    options |= {"q_offset": q_offset, "scale": scale, "softcap": softcap}
+    return _attend(query, key, value, attn_mask, kernel=True, **options)
 
 
-def _attend(query, key, value, options, *, kernel):
+def _attend(*operands, kernel: bool, **options) -> Tensor:
     from mha.attention import attend_by_flash  # which imports this package in turn
 
-    return attend_by_flash(query, key, value, kernel=kernel, **options)
+    return attend_by_flash(*operands, kernel=kernel, **options)

@@ -37,7 +37,7 @@ def refusal(
     bias = rules.attn_mask
     if dropout_p > 0:
         return "dropout", "reference"
-    if torch._C._are_functorch_transforms_active():
+    if torch._C._functorch.get_dynamic_layer_stack_depth() > 0:  # a number for the compiler too
         return "torch.func transforms such as vmap", "reference"
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         return "forward-mode derivatives", "reference"

@@ -20,7 +20,7 @@ class GPT(TokenStack):
     Args:
         vocab_size: V, tokens that it knows.
         embed_dim: width E. num_heads: heads H, a divisor of E. num_layers: blocks.
-        max_length: longest text in tokens, those that are generated included.
+        max_length: most tokens that it reads at one time, or one by one with caches.
         num_kv_heads: key and value heads, a divisor of H; H by default.
         ff_dim: inner width of the feed-forward, 4 E by default.
         positions: "rotary", an angle of queries and keys, or "learned", a vector for each
@@ -130,6 +130,13 @@ class GPT(TokenStack):
                 f"ids must have at most max_length={self.max_length} tokens, those in the caches "
                 f"counted, got {before} + {ids.shape[1]}"
             )
+        for cache in [] if self.band is None or caches is None else caches[1::2]:
+            free = cache.max_len - min(cache.length, self.band - 1)
+            if ids.shape[1] > free:  # refused before any layer has stored a part of it
+                raise ValueError(
+                    f"ids must be at most {free} at a time for the caches of a band of "
+                    f"{self.band}, got {tuple(ids.shape)}"
+                )
         seen = 0 if caches is None else caches.seen
         return places(ids, key_mask) + (seen[:, None] if isinstance(seen, Tensor) else seen)
 
