@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mha import _checks
-from mha._extras import require
 from mha._rules import Rules
 from mha.positions import ALiBi
 
@@ -117,7 +116,6 @@ def _unpack(device, mask, slopes, key_mask, offsets, offset, left, right, scale,
 
 def _kernels(device: torch.device) -> ModuleType:
     """Triton's kernels, unless they cannot run: without triton, or on the CPU uninterpreted."""
-    require("triton", "triton")
     kernels = importlib.import_module("mha.flash.kernels")
     if device.type != "cuda" and not kernels.INTERPRETED:
         raise ValueError(
