@@ -3,6 +3,7 @@ with one exception that is named: a float mask of 0 and 1 on the CPU."""
 
 import math
 import warnings
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -257,6 +258,11 @@ def is_autocast(device_type: str) -> bool:
     """Whether autocast is on; some devices (meta) know no autocast."""
     known = device_type in ("cpu", "cuda") or torch.amp.is_autocast_available(device_type)
     return known and torch.is_autocast_enabled(device_type)
+
+
+def no_autocast(device_type: str):
+    """Autocast off: what is to be cast has been cast."""
+    return torch.autocast(device_type, enabled=False) if is_autocast(device_type) else nullcontext()
 
 
 def may_read(x: Tensor) -> bool:

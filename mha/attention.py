@@ -4,7 +4,6 @@ Axes: B batch, H heads, H_kv key heads, T queries, S keys, D width of one head, 
 """
 
 import importlib
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -192,7 +191,7 @@ class _Call:
             self._refuse(backend)
             if self._is_empty() or (backend == "sdpa" and self._is_fragile()):
                 backend = "reference"
-        with _no_autocast(self.operands[0].device.type):
+        with _checks.no_autocast(self.operands[0].device.type):
             output, weights = self._compute(backend, return_weights)
         if len(self.lead) != 2:
             output = output.reshape(*self.lead, *output.shape[-2:])  # (..., H, T, D_v)
@@ -395,12 +394,3 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     *operands, mask = tensors
     operands = [cast(x, kept=(torch.float64,)) for x in operands]
     return *operands, cast(mask, kept=(torch.float64, torch.float32))
-
-
-def _no_autocast(device_type: str):
-    """Autocast off: what is to be cast has been cast."""
-    return (
-        torch.autocast(device_type, enabled=False)
-        if _checks.is_autocast(device_type)
-        else nullcontext()
-    )

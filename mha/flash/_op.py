@@ -7,7 +7,6 @@ and put together again inside.
 
 import importlib
 import importlib.util
-from contextlib import nullcontext
 from types import ModuleType
 
 import torch
@@ -100,9 +99,7 @@ def _backward(grad_output, query, key, value, output, top, total, *given):
     """Gradients of query, key and value."""
     run, rules, scale, softcap = _unpack(query.device, *given)
     saved = query, key, value, output, top, total
-    device = query.device.type
-    is_autocast = _checks.is_autocast(device)  # where backward() is called inside its context
-    with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
+    with _checks.no_autocast(query.device.type):  # where backward() is called inside its context
         return run.backward(grad_output, *saved, rules, scale, softcap)
 
 
