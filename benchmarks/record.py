@@ -1,38 +1,16 @@
 """How the scripts in this folder write down what they measured; see `mha.results` for reading."""
 
-import contextlib
 import datetime
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from mha._machine import machine, versions
+
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def machine() -> str:
-    """The processor, or the CUDA device when there is one, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
-
-
-def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """Versions of torch, numpy and those of `packages` that are installed."""
-    found = {"torch": torch.__version__.split("+")[0], "numpy": np.__version__}
-    for package in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
 
 
 def save(

@@ -273,12 +273,30 @@ class Table:
     def encode(self, ids, source_mask):
         return torch.zeros(*ids.shape, 1)
 
-    def decode(self, ids, memory, source_mask):
+    def new_caches(self, batch_size, source_length, max_length):
+        return Prefixes(batch_size)
+
+    def decode(self, ids, memory, source_mask, caches=None):
+        ids = ids if caches is None else caches.append(ids)
         logits = torch.full((len(ids), 1, self.size), -torch.inf)
         for row, prefix in zip(logits, ids.tolist(), strict=True):
             for token, p in self.table(tuple(prefix[1:])).items():
                 row[0, token] = math.log(p)
         return logits
+
+
+class Prefixes:
+    """What a `Table` has for caches: the tokens so far."""
+
+    def __init__(self, batch_size):
+        self.ids = torch.zeros(batch_size, 0, dtype=torch.int64)
+
+    def append(self, ids):
+        self.ids = torch.cat((self.ids, ids), dim=1)
+        return self.ids
+
+    def reorder(self, index, memory=True):
+        self.ids = self.ids[index]
 
 
 SOURCE = torch.tensor([[4, 5], [4, 5]])

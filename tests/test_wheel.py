@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from book.bookfiles import ROOT, script
 
-EXTRAS = ["matplotlib", "ipywidgets", "babel", "sklearn", "tqdm", "keras", "onnx", "triton"]
+EXTRAS = ["matplotlib", "ipywidgets", "babel", "sacrebleu", "safetensors", "sentencepiece", "sklearn"]
+EXTRAS += ["tqdm", "keras", "onnx", "triton"]
 FROM = {"mha": ROOT / "mha", "mha/results": ROOT / "benchmarks/results"}
 
 pytestmark = pytest.mark.slow

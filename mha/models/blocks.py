@@ -123,18 +123,22 @@ class DecoderBlock(nn.Module):
         memory: Float[Tensor, "B S E"],
         *,
         memory_mask: Bool[Tensor, "B S"] | None = None,
+        cache: KVCache | None = None,
+        memory_cache: KVCache | None = None,
         return_weights: bool = False,
     ) -> (
         Float[Tensor, "B T E"]
-        | tuple[Float[Tensor, "B T E"], Float[Tensor, "B H T T"], Float[Tensor, "B H T S"]]
+        | tuple[Float[Tensor, "B T E"], Float[Tensor, "B H T K"], Float[Tensor, "B H T S"]]
     ):
         """The stream after this block; with ``return_weights`` also both attentions' weights.
 
         Args: x (B, T, E); memory (B, S, E), the encoder's output; memory_mask (B, S) bool,
-            True = a real source position.
+            True = a real source position; cache, of the self-attention: its keys K are then those
+            stored, with these T behind; memory_cache, a static one: it takes memory and
+            memory_mask at the first call, and stands for both from then on.
         """
         attended, self_weights = _attend(
-            self.self_attention, self.self_norm(x), return_weights=return_weights
+            *(self.self_attention, self.self_norm(x)), return_weights=return_weights, cache=cache
         )
         x = x + self.dropout(attended)
         attended, cross_weights = _attend(
@@ -142,6 +146,7 @@ class DecoderBlock(nn.Module):
             self.cross_norm(x),
             memory,
             key_mask=memory_mask,
+            cache=memory_cache,
             return_weights=return_weights,
         )
         x = x + self.dropout(attended)

@@ -1,10 +1,12 @@
 """Decoding: from a translator's next-token probabilities to a whole sequence."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from mha.cache import KVCache
 
 if TYPE_CHECKING:
     from mha.models.translator import Translator
@@ -17,6 +19,7 @@ def greedy(
     *,
     source_mask: Bool[Tensor, "B S"] | None = None,
     max_length: int | None = None,
+    use_cache: bool = True,
 ) -> Int[Tensor, "B L"]:
     """The likeliest token at each step, until every sequence has said ``<eos>``.
 
@@ -26,6 +29,8 @@ def greedy(
         model: a `Translator`, used in the mode it is in.
         source_ids: (B, S). source_mask: (B, S) bool, True = real; by default all but pad_id.
         max_length: most tokens to say, ``<eos>`` included; by default the model's max_length.
+        use_cache: False computes all keys and values anew at every step, for the same tokens, but
+            for rounding.
     Returns: (B, L) with L at most max_length: the tokens, ``<eos>`` included, then pad_id.
         ``<bos>`` is left out. A sequence cut off at max_length has no ``<eos>``.
     Errors: ValueError for a max_length the model has no positions for.
@@ -33,13 +38,19 @@ def greedy(
     limit = _limit(model, max_length)
     source_mask = model.source_mask(source_ids, source_mask)  # (B, S)
     memory = model.encode(source_ids, source_mask=source_mask)  # (B, S, E)
+    source_mask = source_mask.expand(memory.shape[:2])  # (1, S) may come
+    reader = _reader(use_cache, model, memory, source_mask, limit)
     ids = source_ids.new_full((len(source_ids), 1), model.bos_id)  # (B, 1)
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)  # (B,)
-    while ids.shape[1] <= limit and not done.all():
-        log_p = _next_log_p(model, ids, memory, source_mask)  # (B, V)
-        token = log_p.argmax(-1).masked_fill(done, model.pad_id)  # (B,)
+    rows = torch.arange(len(ids), device=ids.device)  # (N,), those that have not said <eos>
+    while ids.shape[1] <= limit and len(rows):
+        log_p = _log_p(model, reader.next_logits(ids[rows]))  # (N, V)
+        said = log_p.argmax(-1)  # (N,)
+        token = ids.new_full((len(ids),), model.pad_id).index_copy(0, rows, said)  # (B,)
         ids = torch.cat((ids, token[:, None]), dim=1)  # (B, 1 + tokens so far)
-        done = done | (token == model.eos_id)
+        going = (said != model.eos_id).nonzero()[:, 0]  # fewer than N, or all
+        if len(going) < len(rows):
+            rows = rows[going]
+            reader.keep(going)
     return ids[:, 1:]  # (B, L)
 
 
@@ -52,6 +63,7 @@ def beam_search(
     length_penalty: float = 1.0,
     source_mask: Bool[Tensor, "B S"] | None = None,
     max_length: int | None = None,
+    use_cache: bool = True,
 ) -> tuple[Int[Tensor, "B L"], Float[Tensor, " B"]]:
     """The best sequence found while keeping the ``beam_size`` best beginnings at every step.
 
@@ -74,12 +86,15 @@ def beam_search(
     limit = _limit(model, max_length)
     source_mask = model.source_mask(source_ids, source_mask)  # (B, S)
     memory = model.encode(source_ids, source_mask=source_mask)  # (B, S, E)
+    source_mask = source_mask.expand(memory.shape[:2])  # (1, S) may come
     memory = memory.repeat_interleave(beam_size, dim=0)  # (B*K, S, E)
     source_mask = source_mask.repeat_interleave(beam_size, dim=0)  # (B*K, S)
+    reader = _reader(use_cache, model, memory, source_mask, limit)
     beam = _Beam(model, len(source_ids), beam_size, length_penalty, memory)
     while beam.ids.shape[-1] <= limit and not beam.done.all():
-        log_p = _next_log_p(model, beam.ids.flatten(0, 1), memory, source_mask)  # (B*K, V)
-        beam.extend(log_p.unflatten(0, (-1, beam_size)))  # (B, K, V)
+        log_p = _log_p(model, reader.next_logits(beam.ids.flatten(0, 1)))  # (B*K, V)
+        parent = beam.extend(log_p.unflatten(0, (-1, beam_size)))  # (B, K, V) -> (B, K)
+        reader.follow(parent)
     return beam.best()
 
 
@@ -89,28 +104,35 @@ class _Beam:
     def __init__(self, model: "Translator", batch: int, size: int, penalty: float, like: Tensor):
         self.pad_id, self.eos_id, self.penalty = model.pad_id, model.eos_id, penalty
         shape, device = (batch, size), like.device
+        dtype = torch.promote_types(like.dtype, torch.float32)
         self.ids = torch.full((*shape, 1), model.bos_id, device=device)  # (B, K, 1 + tokens)
-        self.log_p = torch.full(shape, -torch.inf, device=device)  # (B, K), the sums
+        self.log_p = torch.full(shape, -torch.inf, device=device, dtype=dtype)  # (B, K), the sums
         self.log_p[:, 0] = 0  # one beginning: without this it would fill all K places
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)  # (B, K)
         self.done = torch.zeros(shape, dtype=torch.bool, device=device)  # (B, K)
         self.best_ids = self.ids[:, 0]  # (B, 1 + tokens), the best finished so far
-        self.best_score = torch.full((batch,), -torch.inf, device=device)  # (B,)
+        self.best_score = torch.full((batch,), -torch.inf, device=device, dtype=dtype)  # (B,)
 
     def score(self, log_p: Tensor, tokens: Tensor) -> Tensor:
         return log_p / tokens.clamp(min=1) ** self.penalty
 
-    def extend(self, log_p: Float[Tensor, "B K V"]) -> None:
-        """One step: of the K*V extensions of each source keep the K with the best scores."""
+    def extend(self, log_p: Float[Tensor, "B K V"]) -> Int[Tensor, "B K"]:
+        """One step: of the K*V extensions of each source keep the K with the best scores.
+
+        Returns: (B, K), each one's parent: which of the source's K hypotheses it goes on from.
+        """
         size, vocabulary = log_p.shape[1:]
-        wait = torch.full_like(log_p, -torch.inf)  # (B, K, V): a finished one only pads, for free
-        wait[..., self.pad_id] = 0
+        ways = min(size, vocabulary)  # N: no hypothesis has more than K of the K best extensions
+        log_p, token = log_p.topk(ways)  # (B, K, N) each
+        wait = torch.full_like(log_p, -torch.inf)  # (B, K, N): a finished one only pads, for free
+        wait[..., 0] = 0
         done = self.done[..., None]  # (B, K, 1)
-        sums = self.log_p[..., None] + torch.where(done, wait, log_p)  # (B, K, V)
+        sums = self.log_p[..., None] + torch.where(done, wait, log_p)  # (B, K, N)
         tokens = self.tokens + ~self.done  # (B, K)
-        scores = self.score(sums, tokens[..., None])  # (B, K, V)
+        scores = self.score(sums, tokens[..., None])  # (B, K, N)
         chosen = scores.flatten(1).topk(size).indices  # (B, K)
-        parent, token = chosen // vocabulary, chosen % vocabulary  # (B, K) each
+        parent = chosen // ways  # (B, K)
+        token = token.masked_fill(done, self.pad_id).flatten(1).gather(1, chosen)  # (B, K)
         self.log_p = sums.flatten(1).gather(1, chosen)  # (B, K)
         self.tokens = tokens.gather(1, parent)
         past = self.ids.gather(1, parent[..., None].expand_as(self.ids))  # (B, K, 1 + tokens)
@@ -118,6 +140,7 @@ class _Beam:
         # Where there were fewer than K extensions, places of probability 0 are left: no beginnings.
         self.done = self.done.gather(1, parent) | (token == self.eos_id) | self.log_p.isneginf()
         self._remember()
+        return parent
 
     def _remember(self) -> None:
         finished = self.score(self.log_p, self.tokens).masked_fill(~self.done, -torch.inf)  # (B, K)
@@ -138,14 +161,86 @@ class _Beam:
         return ids[:, :length], torch.where(cut_off, running, self.best_score)
 
 
-def _next_log_p(
-    model: "Translator",
-    ids: Int[Tensor, "B T"],
-    memory: Float[Tensor, "B S E"],
-    source_mask: Bool[Tensor, "B S"],
-) -> Float[Tensor, "B V"]:
-    """Log-probabilities of the token after ``ids``, among all but ``<pad>`` and ``<bos>``."""
-    logits = model.decode(ids, memory, source_mask=source_mask)[:, -1].float()  # (B, V)
+class LayerCaches(NamedTuple):
+    """One decoder layer's: ``own`` grows with the target, ``memory`` is filled once, static."""
+
+    own: KVCache
+    memory: KVCache
+
+
+class TranslatorCaches(list[LayerCaches]):
+    """What each layer of a `Translator`'s decoder has computed, from the first to the last.
+
+    Attributes: ``length``, int, target tokens read so far.
+    """
+
+    length: int = 0
+
+    def reorder(self, index: Int[Tensor, " N"], *, memory: bool = True) -> None:
+        """Row n becomes what row index[n] was, in every layer; see `KVCache.reorder`.
+
+        Args: memory, False leaves the memory's keys and values where they are. That is enough, and
+            cheaper, where rows change places only with rows that read the same source, as beams do.
+        """
+        for layer in self:
+            layer.own.reorder(index)
+            if memory:
+                layer.memory.reorder(index)
+
+
+class _Afresh:
+    """Reads the whole target at each step."""
+
+    def __init__(self, model: "Translator", memory: Tensor, source_mask: Tensor):
+        self.model, self.memory, self.source_mask = model, memory, source_mask
+
+    def next_logits(self, ids: Int[Tensor, "N T"]) -> Float[Tensor, "N V"]:
+        """Logits of the token after ``ids``, which are those of the last call and one more."""
+        return self.model.decode(ids, self.memory, source_mask=self.source_mask)[:, -1]
+
+    def keep(self, rows: Int[Tensor, " M"]) -> None:
+        """Go on with these of the N rows only."""
+        self.memory, self.source_mask = self.memory[rows], self.source_mask[rows]
+
+    def follow(self, parent: Int[Tensor, "B K"]) -> None:
+        """Row k of each source now goes on from what was row parent[k] of that source."""
+
+
+class _Cached(_Afresh):
+    """Reads each target token once; keys and values wait in caches."""
+
+    def __init__(self, model: "Translator", memory: Tensor, source_mask: Tensor, limit: int):
+        super().__init__(model, memory, source_mask)
+        self.caches = model.new_caches(*memory.shape[:2], limit)
+
+    def next_logits(self, ids: Int[Tensor, "N T"]) -> Float[Tensor, "N V"]:
+        options = {"source_mask": self.source_mask, "caches": self.caches}
+        return self.model.decode(ids[:, -1:], self.memory, **options)[:, -1]
+
+    def keep(self, rows: Int[Tensor, " M"]) -> None:
+        super().keep(rows)
+        self.caches.reorder(rows)
+
+    def follow(self, parent: Int[Tensor, "B K"]) -> None:
+        batch, size = parent.shape
+        if size == 1:  # its own parent
+            return
+        first = torch.arange(0, batch * size, size, device=parent.device)  # (B,)
+        rows = (first[:, None] + parent).flatten()  # (B, K) -> (B*K,)
+        self.caches.reorder(rows, memory=False)  # a source's K rows have the same memory
+
+
+def _reader(
+    use_cache: bool, model: "Translator", memory: Tensor, source_mask: Tensor, limit: int
+) -> _Afresh:
+    if use_cache:
+        return _Cached(model, memory, source_mask, limit)
+    return _Afresh(model, memory, source_mask)
+
+
+def _log_p(model: "Translator", logits: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
+    """Log-probabilities of the next token, among all but ``<pad>`` and ``<bos>``."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits[:, [model.pad_id, model.bos_id]] = -torch.inf
     return logits.log_softmax(-1)
 

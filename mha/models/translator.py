@@ -1,13 +1,19 @@
 """The encoder-decoder of "Attention Is All You Need", with pre-norm blocks."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mha import masks
+from mha.cache import KVCache
+from mha.data.subwords import Subwords
 from mha.models.blocks import DecoderBlock, EncoderBlock
-from mha.models.decoding import beam_search, greedy
+from mha.models.checkpoint import load
+from mha.models.decoding import LayerCaches, TranslatorCaches, beam_search, greedy
+from mha.models.texts import translate_texts
 from mha.positions import sinusoidal
 
 
@@ -32,8 +38,15 @@ class Translator(nn.Module):
         ff_dim: inner width of the feed-forward. dropout: probability.
         max_length: longest source and target, in tokens.
         pad_id, bos_id, eos_id: the special tokens, in both vocabularies.
+        shared: one matrix (V, E) for the source's tokens, the target's and the logits, where both
+            sides have the same vocabulary (Press and Wolf 2017; Vaswani et al. 2017, section 3.4).
+    Attributes: subwords, the `mha.data.Subwords` of a translator of sentences, or None; about, what
+        is known of a trained one (command, seed, machine, date, ...), from its checkpoint;
+        config, the arguments it was made with.
     Source: Vaswani et al. 2017; pre-norm after Xiong et al. 2020.
     """
+
+    subwords: Subwords | None = None
 
     def __init__(
         self,
@@ -49,8 +62,29 @@ class Translator(nn.Module):
         pad_id: int = 0,
         bos_id: int = 1,
         eos_id: int = 2,
+        shared: bool = False,
     ):
         super().__init__()
+        if shared and source_size != target_size:
+            raise ValueError(
+                "shared needs one vocabulary, got source_size="
+                f"{source_size} and target_size={target_size}"
+            )
+        self.config = {
+            "source_size": source_size,
+            "target_size": target_size,
+            "embed_dim": embed_dim,
+            "num_heads": num_heads,
+            "num_layers": num_layers,
+            "ff_dim": ff_dim,
+            "dropout": dropout,
+            "max_length": max_length,
+            "pad_id": pad_id,
+            "bos_id": bos_id,
+            "eos_id": eos_id,
+            "shared": shared,
+        }
+        self.about: dict[str, Any] = {}
         self.pad_id, self.bos_id, self.eos_id = pad_id, bos_id, eos_id
         self.embed_dim, self.max_length = embed_dim, max_length
         self.source_embedding = _embedding(source_size, embed_dim)
@@ -67,6 +101,20 @@ class Translator(nn.Module):
         self.encoder_norm = nn.LayerNorm(embed_dim)
         self.decoder_norm = nn.LayerNorm(embed_dim)
         self.to_logits = nn.Linear(embed_dim, target_size)
+        if shared:
+            self.target_embedding = self.source_embedding
+            self.to_logits.weight = self.source_embedding.weight
+
+    @classmethod
+    def from_checkpoint(cls, source: Path | str) -> "Translator":
+        """A trained translator of sentences, in eval mode, as `mha.models.save_translator` left it.
+
+        Args: source, a file, or the name of a checkpoint that comes with the package: "en-es"
+            (English to Spanish). ``about`` says how it was made.
+        Errors: ValueError where there is none, listing the names, and for a file of another kind;
+            ImportError without safetensors or sentencepiece.
+        """
+        return load(cls, source)
 
     def forward(
         self,
@@ -119,44 +167,80 @@ class Translator(nn.Module):
         memory: Float[Tensor, "B S E"],
         *,
         source_mask: Bool[Tensor, "B S"] | None = None,
+        caches: TranslatorCaches | None = None,
         return_weights: bool = False,
     ) -> Float[Tensor, "B T V"] | tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Logits (B, T, V); where asked for also each layer's (B, H, T, T) and (B, H, T, S).
 
-        Without source_mask every memory position counts as real.
+        Args:
+            target_ids: (B, T). memory: (B, S, E), of `encode`.
+            source_mask: (B, S) bool; without it every memory position counts as real.
+            caches: made by `new_caches`, under ``torch.no_grad()``. target_ids then go on where
+                the earlier ones ended, and see them: the decoder's weights are (B, H, T, K), with
+                K all target tokens so far. Memory and source_mask are read at the first call only.
+        Errors: ValueError for more than max_length tokens, those in the caches counted.
         """
-        x = self._embed("target_ids", target_ids, self.target_embedding)  # (B, T, E)
+        first = 0 if caches is None else caches.length
+        x = self._embed("target_ids", target_ids, self.target_embedding, first)  # (B, T, E)
+        options = {"memory_mask": source_mask, "return_weights": return_weights}
+        layers = [(None, None)] * len(self.decoder) if caches is None else caches
         self_weights, cross_weights = [], []
-        for block in self.decoder:
-            x = block(x, memory, memory_mask=source_mask, return_weights=return_weights)
+        for block, (cache, memory_cache) in zip(self.decoder, layers, strict=True):
+            x = block(x, memory, cache=cache, memory_cache=memory_cache, **options)
             if return_weights:
                 x, own, cross = x
                 self_weights.append(own)
                 cross_weights.append(cross)
+        if caches is not None:
+            caches.length += target_ids.shape[1]
         logits = self.to_logits(self.decoder_norm(x))  # (B, T, V)
         return (logits, tuple(self_weights), tuple(cross_weights)) if return_weights else logits
 
+    def new_caches(
+        self, batch_size: int, source_length: int, max_length: int | None = None
+    ) -> TranslatorCaches:
+        """Empty caches for `decode`, of a memory (B, source_length, E), padding counted, and
+        targets of ``max_length`` tokens, as many as the model can take by default.
+        """
+        room = self.max_length if max_length is None else max_length
+        width = max(1, source_length)  # a cache has a slot, needed or not
+        return TranslatorCaches(
+            LayerCaches(
+                KVCache.for_module(block.self_attention, batch_size, room),
+                KVCache.for_module(block.cross_attention, batch_size, width, static=True),
+            )
+            for block in self.decoder
+        )
+
     def translate(
         self,
-        source_ids: Int[Tensor, "B S"],
+        source: Int[Tensor, "B S"] | str | Sequence[str],
         *,
         source_mask: Bool[Tensor, "B S"] | None = None,
         beam_size: int = 1,
         length_penalty: float = 1.0,
         max_length: int | None = None,
-    ) -> Int[Tensor, "B L"]:
+        use_cache: bool = True,
+    ) -> Int[Tensor, "B L"] | str | list[str]:
         """The translation, by `beam_search`, or `greedy` where beam_size is 1; see there.
 
+        Args: source, ids (B, S); or, for a translator with subwords, one text or several, of which
+            each comes back as a text (`translate_texts`, which takes a batch_size too).
         Dropout is off meanwhile, and the module's mode is put back.
         """
+        if not isinstance(source, Tensor):
+            options = {"beam_size": beam_size, "length_penalty": length_penalty}
+            options |= {"max_length": max_length, "use_cache": use_cache}
+            said = translate_texts(self, [source] if isinstance(source, str) else source, **options)
+            return said[0] if isinstance(source, str) else said
         training = self.training
         self.eval()
-        options = {"source_mask": source_mask, "max_length": max_length}
+        options = {"source_mask": source_mask, "max_length": max_length, "use_cache": use_cache}
         try:
             if beam_size == 1:
-                return greedy(self, source_ids, **options)
+                return greedy(self, source, **options)
             options |= {"beam_size": beam_size, "length_penalty": length_penalty}
-            return beam_search(self, source_ids, **options)[0]
+            return beam_search(self, source, **options)[0]
         finally:
             self.train(training)
 
@@ -166,16 +250,19 @@ class Translator(nn.Module):
         """The given mask, or the one by which every id but pad_id is real."""
         return masks.padding(ids=source_ids, pad_id=self.pad_id) if given is None else given
 
-    def _embed(self, name: str, ids: Tensor, embedding: nn.Embedding) -> Tensor:
+    def _embed(self, name: str, ids: Tensor, embedding: nn.Embedding, first: int = 0) -> Tensor:
+        """Tokens and positions, dropped out: (B, length, E); the first id stands at ``first``."""
         if ids.ndim != 2:
             raise ValueError(f"{name} must be (B, length), got {tuple(ids.shape)}")
-        if ids.shape[1] > self.max_length:
+        end = first + ids.shape[1]
+        if end > self.max_length:
+            behind = f" behind {first} in the caches" if first else ""
             raise ValueError(
                 f"{name} must have at most max_length={self.max_length} tokens, "
-                f"got {tuple(ids.shape)}"
+                f"got {tuple(ids.shape)}{behind}"
             )
         x = embedding(ids) * self.embed_dim**0.5  # (B, length, E)
-        return self.dropout(x + self.positions[: ids.shape[1]])
+        return self.dropout(x + self.positions[first:end])
 
 
 def _embedding(size: int, embed_dim: int) -> nn.Embedding:

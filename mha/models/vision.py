@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mha.models.blocks import EncoderBlock
@@ -55,6 +55,26 @@ def unpatchify(
     return x.reshape(batch, channels, rows * patch_size, width)  # (B, C, h, w)
 
 
+def shuffle_patches(
+    images: Float[Tensor, "B C h w"],
+    patch_size: int,
+    order: Int[Tensor, " N"] | Int[Tensor, "B N"],
+) -> Float[Tensor, "B C h w"]:
+    """Pictures whose patches stand elsewhere: at place n the patch that stood at ``order[n]``.
+
+    Args: images; patch_size P in pixels; order, a permutation of the N patches for all pictures
+        (N,), or one for each picture (B, N).
+    Errors: ValueError for another shape of order, and as of `patchify`.
+    """
+    patches = patchify(images, patch_size)  # (B, N, F)
+    batch, count, size = patches.shape
+    if order.shape not in ((count,), (batch, count)):
+        raise ValueError(f"order must be ({count},) or {batch, count}, got {tuple(order.shape)}")
+    order = order.expand(batch, count)[..., None].expand(batch, count, size)  # (B, N, F)
+    moved = patches.gather(1, order)  # (B, N, F)
+    return unpatchify(moved, patch_size, channels=images.shape[1], width=images.shape[3])
+
+
 class VisionTransformer(nn.Module):
     """Tells what a picture shows: patches, positions, encoder blocks, mean, one linear map.
 
@@ -63,7 +83,8 @@ class VisionTransformer(nn.Module):
         channels: of the picture. num_classes: number of answers.
         embed_dim: width E, even. num_heads: heads H, a divisor of E.
         num_layers: blocks. ff_dim: inner width of the feed-forward. dropout: probability.
-        positions: "learned", a vector for each patch, or "sinusoidal", fixed, along the sequence.
+        positions: "learned", a vector for each patch; "sinusoidal", fixed, along the sequence; or
+            "none", which makes the order of the patches invisible.
     Errors: ValueError for another kind of positions, and a patch_size that does not divide.
     Source: Dosovitskiy et al. 2021; the mean in place of a class token: their appendix D.3.
     """
@@ -80,20 +101,24 @@ class VisionTransformer(nn.Module):
         num_layers: int = 2,
         ff_dim: int = 128,
         dropout: float = 0.0,
-        positions: Literal["learned", "sinusoidal"] = "learned",
+        positions: Literal["none", "learned", "sinusoidal"] = "learned",
     ):
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"patch_size must divide image_size {image_size}, got {patch_size}")
-        if positions not in ("learned", "sinusoidal"):
-            raise ValueError(f"positions must be 'learned' or 'sinusoidal', got {positions!r}")
+        if positions not in ("none", "learned", "sinusoidal"):
+            raise ValueError(
+                f"positions must be 'none', 'learned' or 'sinusoidal', got {positions!r}"
+            )
         self.image_shape, self.patch_size = (channels, image_size, image_size), patch_size
         self.embed = nn.Linear(channels * patch_size**2, embed_dim)
         count = (image_size // patch_size) ** 2
         if positions == "learned":
             self.positions = nn.Parameter(0.2 * torch.randn(count, embed_dim))  # (N, E)
-        else:
+        elif positions == "sinusoidal":
             self.register_buffer("positions", sinusoidal(count, embed_dim))  # (N, E)
+        else:
+            self.positions = None
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             EncoderBlock(embed_dim, num_heads, ff_dim, dropout=dropout) for _ in range(num_layers)
@@ -112,7 +137,7 @@ class VisionTransformer(nn.Module):
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"images must be (B, *{self.image_shape}), got {tuple(images.shape)}")
         x = self.embed(patchify(images, self.patch_size))  # (B, N, E)
-        x = self.dropout(x + self.positions)
+        x = self.dropout(x if self.positions is None else x + self.positions)
         all_weights = []
         for block in self.blocks:
             x = block(x, return_weights=return_weights)

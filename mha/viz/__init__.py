@@ -7,6 +7,7 @@ from mha.viz.plots import curves, show, subplots
 from mha.viz.shapes import shape_strip, split_strip
 from mha.viz.svg import Figure
 from mha.viz.theme import COLORS, HEAD_COLORS, INK, style
+from mha.viz.translating import sentence_table, translate_field
 from mha.viz.weights import head_grid, heatmap
 
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "image_attention",
     "live",
     "mask",
+    "sentence_table",
     "shape_strip",
     "show",
     "split_strip",
     "style",
     "subplots",
+    "translate_field",
 ]
