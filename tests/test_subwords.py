@@ -23,7 +23,7 @@ TEXTS = [
     for second in WORDS.split()
     for mark in (".", "?", "!", ",")
 ]
-TEXTS += ["¿Qué?", "¡No!", "Abc xyz 0123456789 wkjhbfvz"]
+TEXTS += ["¿Qué?", "¡No!", "½ m² …", "Abc xyz 0123456789 wkjhbfvz"]
 LETTERS = sorted({letter for text in TEXTS for letter in text} - {" "})
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+import torch.nn.functional as F
 from support import close, randn
 from torch import nn
 
@@ -224,6 +225,17 @@ def test_convolution_is_as_large_as_the_transformer():
         2,
         4,
     )
+
+
+def test_convolution_by_hand():
+    model, x = models.ConvolutionalNet(channels=2, width=3).double(), randn(2, 2, 8, 6)
+    images, kernels = x, [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    for number, kernel in enumerate(kernels):
+        x = F.pad(x, (1, 1, 1, 1))  # zeros around
+        x = F.conv2d(x, kernel.weight, kernel.bias).relu()
+        x = F.max_pool2d(x, 2) if number == 1 else x
+    expected = x.flatten(2).sum(-1) / 12 @ model.to_logits.weight.T + model.to_logits.bias
+    close(model(images), expected)
 
 
 def test_a_place_of_the_last_layer_sees_ten_by_ten_pixels():
