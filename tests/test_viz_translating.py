@@ -78,7 +78,9 @@ def test_all_texts_are_escaped():
 
 
 def test_a_column_without_a_language_has_none():
-    table = viz.sentence_table({"a": ["x"], "b": ["y"]}, caption="c", languages={"b": "es", "d": "fr"})
+    table = viz.sentence_table(
+        {"a": ["x"], "b": ["y"]}, caption="c", languages={"b": "es", "d": "fr"}
+    )
     assert [cell.get("lang") for cell in parsed(table.html).find_all("td")] == [None, "es"]
     assert repr(table) == "c\nx | y" and table._repr_html_() == table.html
 

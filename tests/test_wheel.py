@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from book.bookfiles import ROOT, script
 
-EXTRAS = ["matplotlib", "ipywidgets", "babel", "sacrebleu", "safetensors", "sentencepiece", "sklearn"]
+EXTRAS = [
+    "matplotlib",
+    "ipywidgets",
+    "babel",
+    "sacrebleu",
+    "safetensors",
+    "sentencepiece",
+    "sklearn",
+]
 EXTRAS += ["tqdm", "keras", "onnx", "triton"]
 FROM = {"mha": ROOT / "mha", "mha/results": ROOT / "benchmarks/results"}
 
