@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mha._extras import require
@@ -19,9 +20,15 @@ def write(path: Path | str, tensors: dict[str, Tensor], about: dict[str, Any]) -
     """
     path = Path(path)
     data = require("safetensors.torch", "data").save(
-        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+        # copies, since the library refuses tensors that share memory
+        {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()},
         metadata={name: json.dumps(value, ensure_ascii=False) for name, value in about.items()},
     )
+    write_bytes(path, data)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Make them the whole of the file at ``path``, at once or not at all."""
     scratch = path.with_name(f".{path.name}-{os.getpid()}")
     try:
         with scratch.open("wb") as file:
@@ -44,7 +51,8 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with library.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # copies, since what the library gives lies in the file, which may be replaced
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
             about = {name: json.loads(text) for name, text in (file.metadata() or {}).items()}
     except (library.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a checkpoint of mha: {error}") from error

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 
-def machine() -> str:
-    """The processor, or the CUDA device when there is one, in words."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+def machine(device: str | None = None) -> str:
+    """The processor, or the CUDA device when there is one, in words; or what ``device`` means."""
+    if torch.cuda.is_available() and (device is None or device.startswith("cuda")):
+        return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -84,6 +84,29 @@ def test_spaces_are_single_ones_between_words(subwords):
     assert subwords.decode(subwords.encode("  yo   canto ")) == "yo canto"
 
 
+@pytest.mark.parametrize("space", ["\n", "\t", "\r\n", "\u00a0", "\u3000"])
+def test_spaces_of_any_kind_are_spaces(subwords, space):
+    assert subwords.encode(f"yo{space}canto") == subwords.encode("yo canto")
+    assert Subwords.train([text.replace(" ", space) for text in TEXTS], 120).tokens == (
+        subwords.tokens
+    )
+
+
+def test_what_is_no_text_is_refused(subwords):
+    for call in (subwords.encode, subwords.pieces, lambda x: Subwords.train([x], 50)):
+        with pytest.raises(TypeError, match="text must be a str, got NoneType"):
+            call(None)
+
+
+def test_errors_of_the_texts_come_through():
+    def broken():
+        yield from TEXTS
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        Subwords.train(broken(), 120)
+
+
 def test_words_that_are_frequent_are_pieces(subwords):
     assert subwords.pieces("yo canto") == ["▁yo", "▁canto"]
     assert len(subwords.pieces("xyz")) > 1
@@ -157,6 +180,12 @@ def test_copies_do_the_same(subwords, copied):
         assert again.encode(text) == subwords.encode(text)
 
 
+def test_long_texts_are_learned_from_too():
+    text = "zorro zumba " * 1000  # SentencePiece by itself passes over what has 4193 bytes
+    assert "▁zorro" in Subwords.train([*TEXTS, text], 120).tokens
+    assert len(Subwords.train(["漢字" * 3000], 8)) == 8
+
+
 def test_training_that_cannot_be_done():
     with pytest.raises(TypeError, match="texts must be an iterable of str, got one str 'canto'"):
         Subwords.train("canto", 50)
@@ -183,6 +212,12 @@ def test_a_model_with_other_special_ids_is_refused():
     )  # the library's own choice: unknown 0, beginning 1, end 2, no padding
     with pytest.raises(ValueError, match=r"ids 0 to 3 .* got \(-1, 1, 2\) and 0"):
         Subwords(made.getvalue())
+
+
+@pytest.mark.parametrize("model", [b"", b"no model of pieces"])
+def test_bytes_of_another_kind_are_refused(model):
+    with pytest.raises(ValueError, match=f"a SentencePiece model, got {len(model)} bytes"):
+        Subwords.from_bytes(model)
 
 
 @pytest.mark.parametrize("use", [lambda: Subwords(b""), lambda: Subwords.train(TEXTS, 120)])

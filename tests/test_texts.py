@@ -129,6 +129,24 @@ def test_what_is_no_text_is_refused(model, subwords):
         bare.translate("No.")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 0}, "max_length must be 1 to the model's 48, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+    ],
+)
+def test_options_out_of_range_are_refused(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.translate_texts(model, TEXTS, **options)
+
+
+def test_a_mask_goes_with_ids_only(model):
+    with pytest.raises(ValueError, match="source_mask must be None for texts, got .*Tensor"):
+        model.translate("No.", source_mask=torch.ones(1, 3, dtype=torch.bool))
+
+
 # Files
 
 
@@ -229,3 +247,62 @@ def test_a_file_of_another_kind_is_refused(model, tmp_path):
     _files.write(path, tensors, about)
     with pytest.raises(ValueError, match="weights of another model than its config says"):
         models.Translator.from_checkpoint(path)
+
+
+def faulty(tensors, about, fault):
+    """Tensors and metadata as a file from elsewhere might have them."""
+    config = about["config"]
+    return {
+        "a newer config": lambda: config.update(heads_from_the_future=1),
+        "a config of text": lambda: config.update(embed_dim="16"),
+        "another width": lambda: config.update(embed_dim=32),
+        "a list": lambda: about.update(config=[1]),
+        "a shape that would spread": lambda: tensors.update({"to_logits.bias": torch.zeros(1)}),
+        "no pieces": lambda: tensors.update(subwords=torch.zeros(9, dtype=torch.uint8)),
+        "pieces of halves": lambda: tensors.update(subwords=torch.zeros(9, dtype=torch.bfloat16)),
+        "no origin": lambda: about.pop("about"),
+        "fewer pieces": lambda: tensors.update(
+            subwords=torch.tensor(list(data.Subwords.train(TEXTS, 50).to_bytes())).byte()
+        ),
+    }[fault]()
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("a newer config", "holds no translator that can be made here: .*heads_from_the_future"),
+        ("a config of text", "holds no translator that can be made here"),
+        ("another width", "weights of another model than its config says"),
+        ("a list", "holds no translator that can be made here"),
+        ("a shape that would spread", "weights of another model than its config says"),
+        ("no pieces", "holds no translator that can be made here: model must"),
+        ("pieces of halves", "holds no translator that can be made here"),
+        ("no origin", "holds no translator"),
+        ("fewer pieces", "has 50 pieces for a vocabulary of 60"),
+    ],
+)
+def test_a_faulty_file_is_refused_in_a_sentence(model, tmp_path, fault, message):
+    path = tmp_path / "faulty"
+    models.save_translator(path, model, {})
+    tensors, about = _files.read(path)
+    faulty(tensors, about, fault)
+    _files.write(path, tensors, about)
+    with pytest.raises(ValueError, match=message):
+        models.Translator.from_checkpoint(path)
+
+
+def test_what_was_read_is_apart_from_the_file(tmp_path):
+    path = tmp_path / "x"
+    _files.write(path, {"a": torch.ones(4)}, {})
+    tensors, _ = _files.read(path)
+    with path.open("r+b") as file:  # written over in place, as `cp` does
+        file.seek(-16, 2)
+        file.write(bytes(16))
+    assert tensors["a"].tolist() == [1, 1, 1, 1]
+
+
+def test_tensors_that_share_memory_can_be_written(tmp_path):
+    whole = torch.arange(4.0)
+    _files.write(tmp_path / "x", {"whole": whole, "part": whole[1:3], "same": whole}, {})
+    tensors, _ = _files.read(tmp_path / "x")
+    assert tensors["part"].tolist() == [1, 2] and tensors["same"].tolist() == [0, 1, 2, 3]

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mha import _files, data, models, training
+from mha._machine import machine
 from mha.training import __main__ as command
 from mha.training import translate
 
@@ -115,10 +116,64 @@ def test_seconds_stop_at_a_row_and_the_rest_can_follow(tmp_path):
         training.fit(net(), batches(), loss, seconds=0, **OPTIONS)
 
 
+def test_a_training_out_of_patience_is_only_read(tmp_path):
+    options = {"checkpoint": tmp_path / "state", "evaluate": lambda _: 0.0, **OPTIONS}
+    expected = training.fit(net(), batches(), loss, patience=2, **options)
+    got = training.fit(net(seed=1), batches(), loss, patience=2, **options)
+    assert got == expected and got.stopped_early and len(got.rows) == 3
+    got = training.fit(net(seed=1), batches(), loss, patience=3, **options)  # more of it goes on
+    assert len(got.rows) == 4
+
+
+def test_batches_may_come_in_an_order_of_torch(tmp_path):
+    def loader():  # its order is drawn where it starts, from the same chance as dropout
+        return torch.utils.data.DataLoader(batches().examples, 4, shuffle=True)
+
+    options = OPTIONS | {"steps": 5, "every": 2}
+    expected = training.fit(net(), loader(), loss, **options)
+    for _ in range(3):
+        options["checkpoint"] = tmp_path / "state"
+        got = training.fit(net(), loader(), loss, seconds=1e-9, **options)
+    assert [row[:3] for row in got.rows] == [row[:3] for row in expected.rows]
+
+
+def test_weights_may_lie_in_another_order_in_memory(tmp_path):
+    def conv():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 1))
+        return model.to(memory_format=torch.channels_last)
+
+    images = [(torch.randn(4, 3, 6, 6), torch.randn(4, 1)) for _ in range(3)]
+    expected = training.fit(conv(), images, loss, **OPTIONS)
+    for _ in range(6):
+        options = OPTIONS | {"checkpoint": tmp_path / "state", "seconds": 1e-9}
+        got = training.fit(conv(), images, loss, **options)
+    assert [row[:3] for row in got.rows] == [row[:3] for row in expected.rows]
+
+
+def test_a_checkpoint_needs_a_folder(tmp_path):
+    calls = []
+    with pytest.raises(
+        ValueError, match="checkpoint must be in a folder that is there, got .*no/x"
+    ):
+        training.fit(
+            net(), batches(), partial(loss, calls=calls), checkpoint=tmp_path / "no/x", **OPTIONS
+        )
+    assert not calls
+
+
+def test_a_checkpoint_of_another_precision_is_refused(tmp_path):
+    file = tmp_path / "state"
+    training.fit(net(), batches(), loss, checkpoint=file, seconds=1e-9, **OPTIONS)
+    with pytest.raises(ValueError, match="must hold the model that is trained"):
+        training.fit(net().double(), batches(), loss, checkpoint=file, **OPTIONS)
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     file = tmp_path / "state.safetensors"
     training.fit(net(), batches(), loss, checkpoint=file, **OPTIONS)
-    with pytest.raises(ValueError, match=r"must be of a training with .*'lr': 0.02.*, got .*0.01"):
+    message = r"must be of a training with .*'lr': 0.02.*, got .*0.01.*: name another file"
+    with pytest.raises(ValueError, match=message):
         training.fit(net(), batches(), loss, checkpoint=file, **OPTIONS | {"lr": 0.02})
     with pytest.raises(ValueError, match="must hold the model that is trained"):
         training.fit(nn.Linear(3, 1), batches(), loss, checkpoint=file, **OPTIONS)
@@ -240,3 +295,60 @@ def test_command_refuses_in_a_sentence(small, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         small(["translate", "--pair", "en-tlh"])
     assert stop.value.code == 2 and "en-es" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        small([*SMALL, "--device", "abacus"])
+    assert stop.value.code == 2 and "--device: there is no 'abacus'" in capsys.readouterr().err
+    file = tmp_path / "file"
+    file.touch()
+    assert small([*SMALL, "--out", str(file)]) == 1
+    assert "FileExistsError" in capsys.readouterr().err
+    assert small([*SMALL, "--out", str(tmp_path), "--threads", "0"]) == 1
+    assert "positive" in capsys.readouterr().err
+
+
+OTHER = ["--dropout=0.3", "--batch-size=7", "--label-smoothing=0", "--pair=en-zh", "--embed-dim=16"]
+
+
+def test_command_goes_on_with_the_same_training_only(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(data, "libreoffice_zh", sentences)
+    here = [*SMALL, "--out", str(tmp_path)]
+    assert small([*here, "--minutes", "1e-9"]) == 0
+    for option in OTHER:
+        capsys.readouterr()
+        assert small([*here, option]) == 1
+        said = capsys.readouterr().err
+        name, value = option.removeprefix("--").split("=")
+        name = name.replace("-", "_")
+        assert f"holds a training with {name}=" in said, said
+        assert (
+            f", got {name}=" in said and value in said and "name another folder with --out" in said
+        )
+    assert small([*here, "--threads", "1"]) == 0
+    (tmp_path / "options.json").unlink()  # as in a folder from before there were such files
+    assert small([*here, "--batch-size", "0"]) == 1  # what cannot be done is not remembered
+    assert small(here) == 0
+    (tmp_path / "training.safetensors").unlink()  # then there is nothing to go on with
+    assert small([*here, OTHER[0]]) == 0
+
+
+@pytest.mark.parametrize(("pair", "tokenize"), [("en-es", "13a"), ("en-zh", "zh")])
+def test_command_scores_each_language_as_it_is_written(
+    small, tmp_path, monkeypatch, pair, tokenize
+):
+    asked = set()
+    monkeypatch.setattr(data, "libreoffice_zh", sentences)
+
+    def note(said, references, *, tokenize):
+        asked.add(tokenize)
+        return training.translation_scores(said, references, tokenize=tokenize)
+
+    monkeypatch.setattr(translate, "translation_scores", note)
+    assert small([*SMALL, "--out", str(tmp_path), "--pair", pair, "--minutes", "1e-9"]) == 0
+    assert asked == {tokenize}
+
+
+def test_the_machine_is_the_one_that_trained(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"GPU {device}")
+    assert machine() == "GPU None" and machine("cuda:1") == "GPU cuda:1"
+    assert machine("cpu").endswith("cores")

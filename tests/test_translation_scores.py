@@ -95,6 +95,23 @@ def test_refused_scores(said, references, message):
         training.translation_scores(said, references)
 
 
+def test_chinese_is_counted_by_character():
+    said, right = ["我買了一輛紅色的車。"], [["我買了一輛紅色的汽車。"]]
+    assert training.translation_scores(said, right).bleu == 0  # one word, as blanks have it
+    assert training.translation_scores(said, right, tokenize="zh").bleu > 50
+    with pytest.raises(ValueError, match="tokenize must be one of .*zh.*, got 'klingon'"):
+        training.translation_scores(said, right, tokenize="klingon")
+
+
+@pytest.mark.parametrize(
+    ("said", "references", "name"),
+    [("hola", [["hola"]] * 4, "translations"), (["hola"], ["hola"], "references")],
+)
+def test_a_text_is_no_list_of_texts(said, references, name):
+    with pytest.raises(TypeError, match=f"{name} must be .*, got .*'hola'"):
+        training.translation_scores(said, references)
+
+
 # The loss
 
 

@@ -245,7 +245,8 @@ def _advice(archive: Archive, stderr: str) -> str:
     if archive.client == "apt-get":
         return (
             f"apt-get could not fetch {archive.requirement} ({said}): let an administrator run "
-            f"apt-get update, or get {archive.file} by other means (Debian keeps snapshots of old versions), "
+            f"apt-get update, or get {archive.file} by other means "
+            "(Debian keeps snapshots of old versions), "
             f"put it into a folder, and name that folder in the environment variable {VARIABLE}"
         )
     return (

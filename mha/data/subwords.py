@@ -14,11 +14,12 @@ class Subwords:
 
     It stands where a `Vocabulary` can stand, for text that is not cut into tokens yet. A piece
     that begins a word starts with "▁" (U+2581), which stands for the space before it; so decoding
-    gives the text back, spaces and all.
+    gives a text of known characters back, in Unicode's form NFC, with single spaces.
 
     Args: model, the bytes of a SentencePiece model with the special ids below; see `train`.
     Attributes: tokens, the pieces by id; pad_id 0, bos_id 1, eos_id 2, unk_id 3.
-    Errors: ImportError without sentencepiece; ValueError for a model with other special ids.
+    Errors: ImportError without sentencepiece; ValueError for bytes that are no such model, or one
+        with other special ids.
     Source: Kudo and Richardson 2018; byte-pair encoding of words: Sennrich et al. 2016.
     """
 
@@ -27,7 +28,14 @@ class Subwords:
     def __init__(self, model: bytes):
         library = require("sentencepiece", "data")
         self._model = model
-        self._processor = library.SentencePieceProcessor(model_proto=model)
+        try:
+            if not model:  # which the library takes for no model at all, and then crashes
+                raise RuntimeError("no bytes")
+            self._processor = library.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"model must be a SentencePiece model, got {len(model)} bytes of another kind"
+            ) from error
         found = (self._processor.pad_id(), self._processor.bos_id(), self._processor.eos_id())
         if (*found, self._processor.unk_id()) != (0, 1, 2, 3):
             raise ValueError(
@@ -42,19 +50,21 @@ class Subwords:
         """Learn pieces from texts by byte-pair encoding: all characters, then merged pairs.
 
         Args: texts, an iterable of str; size, number of pieces, special ones included.
-        Errors: TypeError for one bare str; ValueError for a size that the texts cannot fill, or
-            that is too small for their characters.
+        Errors: TypeError for one bare str, and for what is not a str; ValueError for a size that
+            the texts cannot fill, or that is too small for their characters.
         """
         if isinstance(texts, str):
             raise TypeError(f"texts must be an iterable of str, got one str {texts!r}")
+        texts = [_normal(text) for text in texts]  # the library may garble errors in between
         made = io.BytesIO()
         try:
             require("sentencepiece", "data").SentencePieceTrainer.train(
-                sentence_iterator=map(_normal, texts),
+                sentence_iterator=iter(texts),
                 model_writer=made,
                 model_type="bpe",
                 vocab_size=size,
                 character_coverage=1.0,
+                max_sentence_length=2**30,  # bytes, the most; longer texts are passed over
                 normalization_rule_name="identity",  # `_normal` does what there is to do
                 pad_id=cls.pad_id,
                 bos_id=cls.bos_id,
@@ -109,4 +119,7 @@ class Subwords:
 
 
 def _normal(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
+    """In Unicode's form NFC, with single spaces: of any kind, but between words only."""
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a str, got {type(text).__name__}")
+    return " ".join(unicodedata.normalize("NFC", text).split())

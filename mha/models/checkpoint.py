@@ -50,15 +50,25 @@ def load(kind: type["Translator"], source: Path | str) -> "Translator":
     if not path.is_file():
         raise ValueError(f"source must be a file or one of {', '.join(own)}, got {str(source)!r}")
     tensors, about = _files.read(path)
-    if "config" not in about or "subwords" not in tensors:
+    if not about.keys() >= {"config", "about"} or "subwords" not in tensors:
         raise ValueError(f"{path} holds no translator")
-    model = kind(**about["config"])
-    model.subwords = Subwords.from_bytes(tensors.pop("subwords").numpy().tobytes())
+    try:
+        model = kind(**about["config"])
+        model.subwords = Subwords.from_bytes(tensors.pop("subwords").numpy().tobytes())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no translator that can be made here: {error}") from error
     model.about = about["about"]
+    pieces, size = len(model.subwords), model.config["source_size"]
+    if pieces != size:
+        raise ValueError(f"{path} has {pieces} pieces for a vocabulary of {size}")
     parameters = dict(model.named_parameters())
-    if parameters.keys() != tensors.keys():
+    if _shapes(parameters) != _shapes(tensors):
         raise ValueError(f"{path} holds weights of another model than its config says")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
     return model.eval()
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -26,8 +26,10 @@ def translate_texts(
             longest source and ten more, as far as the model goes.
         options: beam_size, length_penalty, use_cache, as of `Translator.translate`.
     Errors: ValueError for a model without subwords, an empty text, or one of more than the model's
-        max_length pieces; TypeError for what is not a str.
+        max_length pieces, and for options out of range; TypeError for what is not a str.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if model.subwords is None:
         raise ValueError("this Translator has no subwords: give it ids, or set its subwords")
     for text in texts:
@@ -45,7 +47,8 @@ def translate_texts(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         ids, mask = pad([encoded[i] for i in chosen], model.pad_id, device=device)  # (b, S), (b, S)
-        limit = max_length or min(model.max_length, 2 * ids.shape[1] + 10)
+        usual = min(model.max_length, 2 * ids.shape[1] + 10)
+        limit = usual if max_length is None else max_length
         rows = model.translate(ids, source_mask=mask, max_length=limit, **options)  # (b, L)
         for i, row in zip(chosen, rows, strict=True):
             said[i] = model.subwords.decode(row)

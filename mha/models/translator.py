@@ -226,9 +226,13 @@ class Translator(nn.Module):
 
         Args: source, ids (B, S); or, for a translator with subwords, one text or several, of which
             each comes back as a text (`translate_texts`, which takes a batch_size too).
+            source_mask, (B, S) bool, True = real, goes with ids only.
         Dropout is off meanwhile, and the module's mode is put back.
         """
         if not isinstance(source, Tensor):
+            if source_mask is not None:
+                kind = type(source_mask).__name__
+                raise ValueError(f"source_mask must be None for texts, got a {kind}")
             options = {"beam_size": beam_size, "length_penalty": length_penalty}
             options |= {"max_length": max_length, "use_cache": use_cache}
             said = translate_texts(self, [source] if isinstance(source, str) else source, **options)

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=8_000, help="batches in all; the learning rate follows them")
     add("--minutes", type=float, help="stop this run after so long, at the next row of the table")
     add("--seed", type=int, default=0, help="of weights, order and dropout")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=_device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, default=1, help="of the processor")
     add("--every", type=int, default=250, help="steps between two rows, and two checkpoints")
     add("--pieces", type=int, default=4_000, help="subwords, of both languages together")
@@ -42,16 +42,25 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _device(name: str) -> str:
+    """The name, if there is such a device."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise argparse.ArgumentTypeError(f"there is no {name!r}: {error}") from error
+    return name
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, or 1 with a sentence on stderr."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(arguments)
     options.command = arguments
     options.out = options.out or f"translate-{options.pair}"
-    torch.set_num_threads(options.threads)
     try:
+        torch.set_num_threads(options.threads)
         history = options.run(options)
-    except (ValueError, RuntimeError, FloatingPointError, ImportError) as error:
+    except (ValueError, RuntimeError, FloatingPointError, ImportError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(history)

@@ -11,6 +11,8 @@ from mha import _files
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW remembers of each parameter."""
 
+ADVICE = "name another file, or remove this one to start anew"
+
 
 def save(
     path: Path | str,
@@ -25,8 +27,8 @@ def save(
         for moment in MOMENTS if parameter in optimizer.state else ():
             tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
     tensors["chance"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["chance.cuda"] = torch.cuda.get_rng_state()
+    for gpu in gpus(model)[:1]:
+        tensors["chance.cuda"] = torch.cuda.get_rng_state(gpu)
     _files.write(path, tensors, {"options": options, "rows": [list(row) for row in rows]})
 
 
@@ -40,22 +42,39 @@ def load(
     tensors, about = _files.read(path)
     if about.get("options") != options:
         made = about.get("options")
-        raise ValueError(f"checkpoint {path} must be of a training with {options}, got {made}")
+        raise ValueError(
+            f"checkpoint {path} must be of a training with {options}, got {made}: {ADVICE}"
+        )
     own = _weights(model)
-    found = {n[6:]: tuple(t.shape) for n, t in tensors.items() if n.startswith("model.")}
-    if found != {name: tuple(tensor.shape) for name, tensor in own.items()}:
-        raise ValueError(f"checkpoint {path} must hold the model that is trained, got another")
+    found = {n[6:]: (t.shape, t.dtype) for n, t in tensors.items() if n.startswith("model.")}
+    if found != {name: (tensor.shape, tensor.dtype) for name, tensor in own.items()}:
+        raise ValueError(
+            f"checkpoint {path} must hold the model that is trained, got another: {ADVICE}"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[f"model.{name}"])
-    for name, parameter in model.named_parameters():
-        if f"step.{name}" in tensors:
-            moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
-            optimizer.state[parameter] = {m: t.to(parameter.device) for m, t in moments.items()}
+        for name, parameter in model.named_parameters():
+            if f"step.{name}" in tensors:
+                moments = {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+                optimizer.state[parameter] = {m: _beside(parameter, t) for m, t in moments.items()}
     torch.set_rng_state(tensors["chance"])
-    if torch.cuda.is_available() and "chance.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["chance.cuda"])
+    for gpu in gpus(model)[:1]:
+        if "chance.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["chance.cuda"], gpu)
     return about["rows"]
+
+
+def gpus(model: nn.Module) -> list[torch.device]:
+    """The CUDA devices with parameters of the model: they have random numbers of their own."""
+    return list(dict.fromkeys(p.device for p in model.parameters() if p.is_cuda))
+
+
+def _beside(parameter: Tensor, moment: Tensor) -> Tensor:
+    """On the parameter's device, and in its order in memory, by which the fused AdamW goes."""
+    if moment.shape != parameter.shape:  # the number of steps
+        return moment.to(parameter.device)
+    return torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ def fit(
         and a checkpoint of other options or another model; FloatingPointError for a loss that is
         not finite; ImportError without tqdm, or safetensors for a checkpoint.
     """
-    _check(steps, warmup, every, patience, evaluate, seconds)
+    _check(steps, warmup, every, patience, evaluate, seconds, checkpoint)
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     options = {"steps": steps, "lr": lr, "warmup": warmup, "weight_decay": weight_decay}
@@ -111,8 +111,10 @@ def fit(
         history.rows = [Row(*row) for row in _state.load(checkpoint, model, optimizer, options)]
     done, before = (history.rows[-1].step, history.rows[-1].seconds) if history.rows else (0, 0.0)
     stream, losses, start = _endless(batches), [], time.perf_counter() - before
-    collections.deque(itertools.islice(stream, done), maxlen=0)  # what was trained on already
-    for step in _counter(done, steps, progress):
+    _skip(stream, done, seed, model)
+    over = _out_of_patience(history.rows, patience)  # before the break
+    history.stopped_early = over and done < steps
+    for step in _counter(done, done if over else steps, progress):
         losses.append(_step(model, next(stream), loss_fn, optimizer, step, options))
         if step % every and step != steps:
             continue
@@ -123,7 +125,7 @@ def fit(
         if checkpoint is not None:
             _state.save(checkpoint, model, optimizer, options, history.rows)
         late = seconds is not None and now - before >= seconds
-        if late or (patience is not None and _rows_since_best(history.rows) >= patience):
+        if late or _out_of_patience(history.rows, patience):
             history.stopped_early = step < steps
             break
     model.eval()
@@ -150,15 +152,15 @@ def _mean(losses: list[Tensor], step: int) -> float:
     return mean
 
 
-def _rows_since_best(rows: list[Row]) -> int:
+def _out_of_patience(rows: list[Row], patience: int | None) -> bool:
     best, since = -math.inf, 0
     for row in rows:
         better = row.metric is not None and row.metric > best
         best, since = (row.metric, 0) if better else (best, since + 1)
-    return since
+    return patience is not None and since >= patience
 
 
-def _check(steps, warmup, every, patience, evaluate, seconds) -> None:
+def _check(steps, warmup, every, patience, evaluate, seconds, checkpoint) -> None:
     if steps < 1 or every < 1:
         raise ValueError(f"steps and every must be at least 1, got {steps} and {every}")
     if not 0 <= warmup <= steps:
@@ -167,6 +169,8 @@ def _check(steps, warmup, every, patience, evaluate, seconds) -> None:
         raise ValueError(f"patience must be at least 1 and needs evaluate, got {patience}")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds must be above 0, got {seconds}")
+    if checkpoint is not None and not Path(checkpoint).parent.is_dir():
+        raise ValueError(f"checkpoint must be in a folder that is there, got {checkpoint}")
 
 
 def _endless(batches: Iterable[Any]) -> Iterator[Any]:
@@ -176,6 +180,16 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if count == 0:
             raise ValueError("batches ran out: pass a list or a Batches, which can start again")
+
+
+def _skip(stream: Iterator[Any], done: int, seed: int, model: nn.Module) -> None:
+    """Take the batches that were trained on already, and leave chance as it is.
+
+    It begins as it did for them, for batches whose order is drawn from it.
+    """
+    with torch.random.fork_rng(_state.gpus(model)):
+        torch.manual_seed(seed)
+        collections.deque(itertools.islice(stream, done), maxlen=0)
 
 
 def _counter(done: int, steps: int, progress: bool) -> Iterable[int]:

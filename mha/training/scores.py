@@ -46,6 +46,10 @@ def nats_per_target_token(model: nn.Module, batches: Iterable[TranslationBatch])
     return total / count
 
 
+TOKENIZERS = ("13a", "char", "intl", "zh")
+"""Those of sacrebleu that need nothing more."""
+
+
 class TranslationScores(NamedTuple):
     """How near translations come to their references: both 0 to 100, higher is better."""
 
@@ -54,16 +58,25 @@ class TranslationScores(NamedTuple):
 
 
 def translation_scores(
-    translations: Sequence[str], references: Sequence[Sequence[str]]
+    translations: Sequence[str], references: Sequence[Sequence[str]], *, tokenize: str = "13a"
 ) -> TranslationScores:
     """BLEU and chrF of a whole set of translations, as sacrebleu computes them.
 
     Args: translations, N texts; references, for each of them one text or more. A sentence may have
-        more references than another: each n-gram counts if any of its own references has it.
-    Errors: ValueError for different numbers of both, none, and a text without reference;
-        ImportError without sacrebleu.
+        more references than another: each n-gram counts if any of its own references has it;
+        tokenize, how BLEU tells words apart, one of `TOKENIZERS`: 13a at blanks and punctuation, zh
+        takes Chinese characters one by one.
+    Errors: ValueError for different numbers of both, none, a text without reference, and another
+        tokenize; TypeError for a bare str in the place of several; ImportError without sacrebleu.
     Source: Papineni et al. 2002; Popović 2015; Post 2018.
     """
+    if tokenize not in TOKENIZERS:
+        raise ValueError(f"tokenize must be one of {', '.join(TOKENIZERS)}, got {tokenize!r}")
+    if isinstance(translations, str):
+        raise TypeError(f"translations must be a sequence of str, got one str {translations!r}")
+    for texts in references:
+        if isinstance(texts, str):
+            raise TypeError(f"references must be sequences of str, got a bare str {texts!r}")
     if not translations or len(translations) != len(references) or not all(references):
         raise ValueError(
             "translations must be at least one, each with at least one reference, got "
@@ -72,7 +85,7 @@ def translation_scores(
     sacrebleu = require("sacrebleu", "data")
     most = max(map(len, references))
     rows = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
-    bleu = sacrebleu.corpus_bleu(list(translations), rows).score
+    bleu = sacrebleu.corpus_bleu(list(translations), rows, tokenize=tokenize).score
     return TranslationScores(bleu, sacrebleu.corpus_chrf(list(translations), rows).score)
 
 

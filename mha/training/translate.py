@@ -1,5 +1,6 @@
 """Train a translator of sentences; ``python -m mha.training translate --help`` tells how."""
 
+import json
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mha import data, viz
+from mha import _files, data, viz
 from mha._machine import machine, versions
 from mha.models import Translator, save_translator
 from mha.training.loop import History, Row, fit
@@ -19,6 +20,15 @@ from mha.training.scores import nats_per_target_token, translation_loss, transla
 
 PAIRS = {"en-es": "tatoeba", "en-zh": "libreoffice_zh"}
 """What can be translated here, and the function of `mha.data` that has the sentences."""
+
+TOKENIZE = {"en-es": "13a", "en-zh": "zh"}
+"""How the words of the target language are told apart, to be counted by BLEU."""
+
+STATE = "training.safetensors"
+"""The file to go on from."""
+
+MAY_DIFFER = {"run", "command", "out", "minutes", "device", "threads"}
+"""Options that may change from run to run of one training."""
 
 MAX_LENGTH = 128
 """Positions of a model; pairs with a longer text are left out of training, and counted."""
@@ -32,14 +42,17 @@ def run(options: Namespace, sentences: data.Sentences | None = None) -> History:
 
     The files there: ``training.safetensors``, the state to go on from, replaced with each row of
     the table; and at the end ``translator.safetensors``, which `Translator.from_checkpoint` reads,
-    ``metrics.tsv``, the table, and ``curve.svg``, a picture of it.
+    ``metrics.tsv``, the table, and ``curve.svg``, a picture of it. ``options.json`` has the options
+    that a run must share with the one before.
 
     Args: options, those of the command line; sentences, other ones than those of the pair.
     Returns: the history, over all runs in this folder.
-    Errors: as of `fit`, and of the data of the pair.
+    Errors: as of `fit`, and of the data of the pair; ValueError for a folder with a training of
+        other options.
     """
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
+    keep_options(out, options)
     sentences = getattr(data, PAIRS[options.pair])() if sentences is None else sentences
     texts = (text for pair in sentences.train for text in (pair.source, pair.target))
     subwords = data.Subwords.train(texts, options.pieces)
@@ -56,9 +69,13 @@ def run(options: Namespace, sentences: data.Sentences | None = None) -> History:
         lr=options.lr,
         warmup=options.warmup,
         every=options.every,
-        evaluate=partial(sample_bleu, references=data.references(validation)),
+        evaluate=partial(
+            sample_bleu,
+            references=data.references(validation),
+            tokenize=TOKENIZE[options.pair],
+        ),
         seconds=None if options.minutes is None else 60 * options.minutes,
-        checkpoint=out / "training.safetensors",
+        checkpoint=out / STATE,
         seed=options.seed,
     )
     batches = data.translation_batches(validation, subwords, subwords, 64, shuffle=False)
@@ -67,6 +84,26 @@ def run(options: Namespace, sentences: data.Sentences | None = None) -> History:
     save_translator(out / "translator.safetensors", model, about)
     write_table(out, history)
     return history
+
+
+def keep_options(out: Path, options: Namespace) -> None:
+    """Write the options down; where there is a training to go on with, they must be the same."""
+    path = out / "options.json"
+    wanted = {name: value for name, value in vars(options).items() if name not in MAY_DIFFER}
+    if not (out / STATE).exists():
+        _files.write_bytes(path, json.dumps(wanted, indent=1).encode())
+    elif path.exists():
+        found = json.loads(path.read_text(encoding="utf8"))
+        other = [name for name in wanted if found.get(name) != wanted[name]]
+        if other:
+            had, want = (
+                ", ".join(f"{name}={values.get(name)}" for name in other)
+                for values in (found, wanted)
+            )
+            raise ValueError(
+                f"{out} holds a training with {had}, got {want}: "
+                "name another folder with --out, or remove this one to start anew"
+            )
 
 
 def new_model(options: Namespace, subwords: data.Subwords) -> Translator:
@@ -96,11 +133,18 @@ def fitting(pairs: Sequence[data.SentencePair], subwords: data.Subwords) -> list
     ]
 
 
-def sample_bleu(model: Translator, references: dict[str, list[str]], count: int = SAMPLE) -> float:
+def sample_bleu(
+    model: Translator,
+    references: dict[str, list[str]],
+    count: int = SAMPLE,
+    *,
+    tokenize: str = "13a",
+) -> float:
     """BLEU of the first ``count`` sources, translated greedily."""
     sources = list(references)[:count]
     said = model.translate(sources)
-    return translation_scores(said, [references[source] for source in sources]).bleu
+    right = [references[source] for source in sources]
+    return translation_scores(said, right, tokenize=tokenize).bleu
 
 
 def write_table(out: Path, history: History) -> None:
@@ -130,7 +174,7 @@ def _about(options: Namespace, history: History, pairs: int) -> dict[str, Any]:
         "seed": options.seed,
         "steps": last.step,
         "seconds": round(last.seconds),
-        "machine": machine(),
+        "machine": machine(options.device),
         "threads": torch.get_num_threads(),
         "versions": versions(["sentencepiece", "sacrebleu"]),
         "date": date.today().isoformat(),
