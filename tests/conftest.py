@@ -18,6 +18,20 @@ def _fresh():
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def shown(monkeypatch):
+    """A function of a figure and whether someone watches: all that a notebook would display."""
+
+    def show(figure, seen: bool) -> list:
+        displayed = []
+        monkeypatch.setattr("mha.viz.controls.watched", lambda: seen)
+        monkeypatch.setattr("IPython.display.display", lambda given, **_: displayed.append(given))
+        figure._ipython_display_()
+        return displayed
+
+    return show
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked ``gpu`` need CUDA; elsewhere they are skipped, and say why."""
     if torch.cuda.is_available():

@@ -49,20 +49,6 @@ def parts(figure):
     return {control.description: control for control in controls}, live
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """A function of a figure and whether someone watches: all that a notebook would display."""
-
-    def show(figure, seen: bool) -> list:
-        displayed = []
-        monkeypatch.setattr("mha.viz.controls.watched", lambda: seen)
-        monkeypatch.setattr("IPython.display.display", lambda given, **_: displayed.append(given))
-        figure._ipython_display_()
-        return displayed
-
-    return show
-
-
 @pytest.mark.parametrize("seen", [True, False])
 def test_still_twin_is_always_there(figure, shown, seen):
     html = shown(figure, seen)[-1]["text/html"]

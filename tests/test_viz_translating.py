@@ -28,20 +28,6 @@ def field():
     return viz.translate_field(Turner(), ["<b> & c", "def"], caption=CAPTION, languages=LANGUAGES)
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """A function of a figure and whether someone watches: all that a notebook would display."""
-
-    def show(figure, seen: bool) -> list:
-        displayed = []
-        monkeypatch.setattr("mha.viz.controls.watched", lambda: seen)
-        monkeypatch.setattr("IPython.display.display", lambda given, **_: displayed.append(given))
-        figure._ipython_display_()
-        return displayed
-
-    return show
-
-
 def parsed(html):
     return BeautifulSoup(html, "html.parser")
 
