@@ -309,6 +309,16 @@ def test_scores_keep_their_sign_without_colour():
     assert {"−1.5", "1.5"} <= set(plain.texts)
 
 
+def test_a_rounding_error_has_no_sign():
+    scores = torch.tensor([[0.0, -1.0], [0.5, 0.0]], dtype=torch.float64).repeat(12, 12)
+    noisy = scores.where(scores != 0, -1e-16)
+    draw = [
+        viz.heatmap(table, alt="The same scores, twice over")._repr_html_()
+        for table in (scores, noisy)
+    ]
+    assert draw[0] == draw[1]
+
+
 def test_blocked_cells_are_hatched_and_hold_no_number():
     allowed = torch.ones(3, 5, dtype=torch.bool).tril()
     figure = viz.heatmap(WEIGHTS, alt=ALT, allowed=allowed)

@@ -175,7 +175,8 @@ def _levels(weights, scale):
 
 def _paint(panel, weights, blocked, scale, color, texts):
     levels = np.where(blocked, 0.0, _levels(weights, scale))
-    negative = (weights < 0) & (scale[0] < 0)
+    # A level that rounds to zero has no sign: that of a rounding error differs between machines.
+    negative = (weights < 0) & (levels.round(4) > 0) & (scale[0] < 0)
     panel.fill(np.where(negative, 0.0, levels), color, stepped=texts is not None)
     if negative.any():
         panel.fill(np.where(negative, levels, 0.0), COLORS["negative"], stepped=texts is not None)
