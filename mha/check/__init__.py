@@ -1,0 +1,98 @@
+"""The checker: probes a learner's own attention from outside and names the mistake in it.
+
+    report = mha.check.attention(my_attention)
+    report = mha.check.multi_head_attention(MyMHA)
+    print(report)
+
+The learner's code is executed. Nothing it does ends the check: an error, an endless loop and a huge
+allocation become findings.
+"""
+
+from mha.check.exercises import (
+    causal_mask,
+    flash_attention,
+    grouped_query_attention,
+    kv_cache,
+    merge_heads,
+    padding_mask,
+    positional_encoding,
+    softmax,
+    split_heads,
+)
+from mha.check.functions import FunctionExamination
+from mha.check.guard import Guard
+from mha.check.lab import SIZES
+from mha.check.modules import Examination
+from mha.check.report import Check, Finding, Report
+
+__all__ = [
+    "Check",
+    "Finding",
+    "Report",
+    "attention",
+    "causal_mask",
+    "flash_attention",
+    "grouped_query_attention",
+    "kv_cache",
+    "merge_heads",
+    "multi_head_attention",
+    "padding_mask",
+    "positional_encoding",
+    "softmax",
+    "split_heads",
+]
+MASKS = ("attend", "block", "additive")
+
+
+def multi_head_attention(
+    subject,
+    *,
+    mask: str | None = None,
+    weights: dict[str, str] | None = None,
+    seconds: float = 20.0,
+) -> Report:
+    """Examine a class or an instance of multi-head attention, and name its mistakes.
+
+    Args:
+        subject: a class such as MyMHA(embed_dim, num_heads, dropout=0.0), or an instance, which is
+            copied. Its forward may be spelled in any usual way.
+        mask: what True means in its masks, "attend" or "block", or "additive" for masks that are
+            added to the scores; by default it is told from names, comments and behaviour.
+        weights: which parameter is which map, as {"W_q": "queries.weight", "W_k": ...}; by default
+            they are found.
+        seconds: after which the learner's code is cut off.
+    Returns: a Report. Errors: TypeError or ValueError for options that are none.
+    """
+    _check_options(mask, weights)
+    return _examine(Examination, subject, {"mask": mask, "weights": weights}, seconds)
+
+
+def attention(fn, *, mask: str | None = None, seconds: float = 20.0) -> Report:
+    """Examine a function fn(query, key, value, mask=None) -> out or (out, weights).
+
+    Args:
+        fn: takes (B, H, T, D), (B, H, S, D), (B, H, S, D_v), or three or two axes; its arguments
+            may be spelled in any usual way.
+        mask, seconds: as in ``multi_head_attention``.
+    Returns: a Report. Errors: TypeError or ValueError for options that are none.
+    """
+    _check_options(mask, None)
+    return _examine(FunctionExamination, fn, {"mask": mask}, seconds)
+
+
+def _check_options(mask, weights) -> None:
+    if mask is not None and mask not in MASKS:
+        raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
+    if weights is not None and not isinstance(weights, dict):
+        raise TypeError(f"weights must be a dict, got {type(weights).__name__}")
+
+
+def _examine(kind, subject, declared: dict, seconds: float) -> Report:
+    name = getattr(subject, "__name__", type(subject).__name__)
+    with Guard(subject, seconds=seconds, sizes=SIZES) as guard:
+        exam = kind(subject, guard, declared)
+        exam.run()
+    reading = list(exam.reading)
+    if guard.unprotected:
+        reading.append(guard.unprotected)
+    return Report(name, tuple(exam.findings), tuple(exam.checks), tuple(reading))
