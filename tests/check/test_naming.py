@@ -1,0 +1,323 @@
+"""The checker names the mistake of each specimen, and finds none in correct code."""
+
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import specimens
+import torch
+from torch import nn
+
+import mha
+from mha import check
+
+specimens.load()
+WHOLE = ("attention", "multi_head_attention")
+FAULTY = [s for s in specimens.SPECIMENS if s.check in WHOLE]
+CORRECT = [c for c in specimens.CORRECT if c.check in WHOLE]
+# what a query without keys gives, and where a causal rule begins, are told beside any mistake
+ASIDE = {"dead-row-nan", "dead-row-uniform", "causal-top-left", "dropout-ignored"}
+
+
+@pytest.fixture(autouse=True)
+def faults_of_the_checker_are_raised(monkeypatch):
+    monkeypatch.setenv("MHA_CHECK_RAISE", "1")
+
+
+def name(entry):
+    subject = entry.subject
+    called = getattr(subject, "__name__", type(subject).__name__)
+    return "-".join([called, *getattr(entry, "slugs", ())])
+
+
+def examine(entry):
+    return getattr(check, entry.check)(entry.subject, **entry.options)
+
+
+def slugs(report, severity=None):
+    return {f.slug for f in report.findings if severity in (None, f.severity)}
+
+
+@pytest.mark.parametrize("entry", FAULTY, ids=name)
+def test_the_mistake_of_a_specimen_is_named_and_no_other(entry):
+    report = examine(entry)
+    assert set(entry.slugs) <= slugs(report), str(report)
+    assert slugs(report, "mistake") <= set(entry.slugs), str(report)
+
+
+@pytest.mark.parametrize("entry", CORRECT, ids=name)
+def test_correct_code_has_no_mistake(entry):
+    report = examine(entry)
+    assert report.ok, str(report)
+    assert slugs(report) <= set(entry.notes) | ASIDE | {"split-dim-major"}, str(report)
+
+
+def test_every_slug_of_the_catalogue_has_two_specimens():
+    whole = [slug for s in specimens.SPECIMENS if len(s.slugs) == 1 for slug in s.slugs]
+    catalogue = json.loads((Path(__file__).parent / "slugs.json").read_text("utf8"))
+    assert {slug for slug in catalogue if whole.count(slug) < 2} == set()
+    assert len(catalogue) == len(set(catalogue)) == 47
+
+
+def test_there_are_many_correct_styles():
+    assert len(CORRECT) >= 60
+
+
+@pytest.mark.parametrize("subject", [nn.MultiheadAttention, nn.MultiheadAttention(24, 4)])
+def test_the_layer_of_torch_has_the_two_notes_and_nothing_else(subject):
+    if not isinstance(subject, type):  # an instance without dropout has none to show
+        subject.dropout = 0.1
+    report = check.multi_head_attention(subject)
+    assert report.ok
+    assert sorted(slugs(report)) == ["dead-row-nan", "weights-after-dropout"]
+
+
+def test_two_mistakes_are_both_named():
+    pairs = [entry for entry in FAULTY if len(entry.slugs) == 2]
+    assert len(pairs) >= 16
+    assert all(set(entry.slugs) <= slugs(examine(entry)) for entry in pairs)
+
+
+def test_the_first_cause_stands_on_top():
+    order = [f.slug for f in check.multi_head_attention(Careless).findings]
+    assert order[:3] == ["qk-shared", "scale-missing", "merge-no-transpose"]
+
+
+def test_a_class_takes_less_than_two_seconds():
+    check.multi_head_attention(mha.MultiHeadAttention)  # what torch imports at its first use
+    seconds = []
+    for entry in FAULTY[::8]:
+        start = time.process_time()
+        examine(entry)
+        seconds.append(time.process_time() - start)
+    assert statistics.median(seconds) < 1 and max(seconds) < 4
+
+
+class Plain(nn.Module):
+    """The base of the classes below, correct."""
+
+    def __init__(self, embed_dim, num_heads, dropout=0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.w_q, self.w_k, self.w_v, self.w_o = (nn.Linear(embed_dim, embed_dim) for _ in range(4))
+
+    def heads(self, x):
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def weights(self, q, k):
+        return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
+
+    def forward(self, query, key, value):
+        q, k, v = (
+            self.heads(self.w_q(query)),
+            self.heads(self.w_k(key)),
+            self.heads(self.w_v(value)),
+        )
+        return self.w_o((self.weights(q, k) @ v).transpose(1, 2).flatten(2))
+
+
+class Careless(Plain):
+    def forward(self, query, key, value):
+        q, k, v = (
+            self.heads(self.w_q(query)),
+            self.heads(self.w_q(key)),
+            self.heads(self.w_v(value)),
+        )
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return self.w_o(mixed.reshape(query.shape))
+
+
+class Sigmoid(Plain):
+    def weights(self, q, k):
+        return torch.sigmoid(q @ k.mT / q.shape[-1] ** 0.5)
+
+
+class Squared(Plain):
+    def weights(self, q, k):
+        scores = (q @ k.mT).square()
+        return scores / scores.sum(-1, keepdim=True)
+
+
+class Rectified(Plain):
+    def forward(self, query, key, value):
+        return torch.relu(super().forward(query, key, value))
+
+
+class Nearest(Plain):
+    def weights(self, q, k):
+        return super().weights(q, k).roll(1, -1)
+
+
+@pytest.mark.parametrize("subject", [Sigmoid, Squared, Rectified, Nearest])
+def test_what_is_not_in_the_catalogue_gets_no_name(subject):
+    report = check.multi_head_attention(subject)
+    assert slugs(report, "mistake") == {"unknown"}
+    (found,) = [f for f in report.findings if f.slug == "unknown"]
+    assert "the smallest example that differs" in found.evidence and "yours" in found.evidence
+
+
+@pytest.mark.parametrize("factor", [0.7, 3.0])
+def test_another_scale_is_told_with_its_number(factor):
+    class Scaled(Plain):
+        def weights(self, q, k):
+            return (q @ k.mT * factor).softmax(-1)
+
+    (found,) = check.multi_head_attention(Scaled).findings[:1]
+    assert found.slug == "scale-other" and f"multiplied by {factor:.4g}" in found.evidence
+
+
+class AddedAndNormed(Plain):
+    def __init__(self, n_head, d_model):
+        super().__init__(d_model, n_head)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, q, k, v):
+        return self.norm(q + super().forward(q, k, v))
+
+
+class NormedFirst(AddedAndNormed):
+    def forward(self, x):
+        y = self.norm(x)
+        return x + Plain.forward(self, y, y, y)
+
+
+class NormedAndUnscaled(AddedAndNormed):
+    def weights(self, q, k):
+        return (q @ k.mT).softmax(-1)
+
+
+def test_norms_and_residuals_are_read_not_blamed():
+    for subject in (AddedAndNormed, NormedFirst):
+        report = check.multi_head_attention(subject)
+        assert report.ok, str(report)
+        assert any("adds the query" in line for line in report.reading)
+    assert "scale-missing" in slugs(check.multi_head_attention(NormedAndUnscaled))
+
+
+def test_what_cannot_be_compared_is_said_and_is_no_mistake():
+    turned = mha.MultiHeadAttention(24, 4, rope=mha.positions.Rotary())
+    report = check.multi_head_attention(turned)
+    assert report.ok and slugs(report) == {"unknown"}
+    assert "rope" in report.findings[0].evidence
+
+
+def test_the_learner_may_say_what_cannot_be_told():
+    class Quiet(nn.Module):
+        def __init__(self, embed_dim, num_heads):
+            super().__init__()
+            self.num_heads = num_heads
+            self.a, self.b, self.c, self.d = (nn.Linear(embed_dim, embed_dim) for _ in range(4))
+
+        def forward(self, x, mask=None):
+            q, k, v = (
+                layer(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+                for layer in (self.c, self.c, self.b)
+            )
+            scores = q @ k.mT / q.shape[-1] ** 0.5
+            if mask is not None:
+                scores = scores.masked_fill(mask, -torch.inf)
+            return self.d((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    names = {"W_q": "c.weight", "W_k": "a.weight", "W_v": "b.weight", "W_o": "d.weight"}
+    report = check.multi_head_attention(Quiet, mask="block", weights=names)
+    assert slugs(report, "mistake") == {"qk-shared"}
+    assert "mask-inverted" in slugs(check.multi_head_attention(Quiet, weights=names))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"mask": "blocked"}, ValueError, "attend, block, additive"),
+        ({"weights": "W_q"}, TypeError, "weights must be a dict"),
+        ({"weights": {"W_q": "w_q.weight"}}, ValueError, "lacks W_k"),
+        ({"weights": dict.fromkeys(["W_q", "W_k", "W_v"], "w_x")}, ValueError, "no matrix 'w_x'"),
+    ],
+)
+def test_options_that_are_none_are_refused(options, error, match):
+    with pytest.raises(error, match=match):
+        check.multi_head_attention(Plain, **options)
+
+
+def test_an_instance_is_left_as_it_was():
+    module = nn.MultiheadAttention(12, 3, dropout=0.3).train()
+    before = copy.deepcopy(module.state_dict())
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(2), np.random.rand(2)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    check.multi_head_attention(module)
+    assert module.training and module.dropout == 0.3
+    for key, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    torch.testing.assert_close(torch.rand(2), expected[0], rtol=0, atol=0)
+    np.testing.assert_array_equal(np.random.rand(2), expected[1])
+    assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+
+
+def test_the_report_is_the_same_each_time():
+    entry = FAULTY[3]
+    assert str(examine(entry)) == str(examine(entry))
+
+
+BROKEN = {
+    "undefined": ("exception", "name 'qq' is not defined"),
+    "no_return": ("exception", "returned None"),
+    "endless": ("timeout", "stopped after"),
+    "huge": ("memory", ""),
+    "leaves": ("exit", ""),
+    "recurses": ("exception", "RecursionError"),
+}
+
+
+class Broken(Plain):
+    """Its forward ends badly, in the way that ``how`` says."""
+
+    how = ""
+
+    def forward(self, x):
+        if self.how == "undefined":
+            return qq @ x
+        if self.how == "endless":
+            while True:
+                try:
+                    x = x + 0
+                except BaseException:
+                    pass
+        if self.how == "huge":
+            return torch.zeros(10**13)
+        if self.how == "leaves":
+            sys.exit(3)
+        if self.how == "recurses":
+            return self.forward(x)
+        return None
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_code_that_ends_badly_becomes_a_finding(how):
+    slug, said = BROKEN[how]
+    subject = type("Broken", (Broken,), {"how": how})
+    report = check.multi_head_attention(subject, seconds=2)
+    assert slugs(report) == {slug}, str(report)
+    assert said in str(report)
+
+
+def test_a_question_is_one_sentence():
+    class Asks(Plain):
+        def __init__(self, embed_dim, num_heads, tokenizer):
+            super().__init__(embed_dim, num_heads)
+
+    (found,) = check.multi_head_attention(Asks).findings
+    assert found.slug == "question" and "tokenizer" in found.evidence
+
+
+def test_the_checker_loads_nothing_until_it_is_used():
+    code = "import sys, mha; print('mha.check' in sys.modules); mha.check; print('mha.check' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
