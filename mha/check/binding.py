@@ -99,6 +99,7 @@ class Arguments:
     positional: list[str] = field(default_factory=list)  # the inputs, in their order
     unknown: list[str] = field(default_factory=list)  # required, and not understood
     required: set[str] = field(default_factory=set)
+    settings: dict[str, str] = field(default_factory=dict)  # required numbers: name -> meaning
 
     @property
     def kind(self) -> str:
@@ -136,6 +137,10 @@ def read_arguments(function) -> Arguments:
         found.names = dict.fromkeys(found.positional, "")
         return found
     for p in named:
+        setting = _lookup(SETTINGS, p.name) if p.default is p.empty else None
+        if setting in ("head_dim", "heads", "dropout") and "query" in found.names:
+            found.settings[p.name] = setting
+            continue
         meaning = _lookup(NAMES, p.name)
         if meaning in ("dropout", "training", "scale", "gqa", "average") and p.default is p.empty:
             meaning = None

@@ -261,7 +261,8 @@ _ALL = [
         "A mask of 0 and 1 is added to the scores",
         "05-4-masks#how-a-mask-enters",
         """An added mask must hold 0 where looking is allowed and minus infinity where not. Adding 0
-        and 1 moves the scores by 1 at most: keys are favored a little and none is hidden.""",
+        and 1 moves the scores by 1 at most: keys are favored a little and none is hidden. If your
+        masks do hold 0 and minus infinity, say so with mask="additive".""",
         "Turn the booleans into numbers that close a key once they are added.",
     ),
     _entry(

@@ -42,7 +42,6 @@ SLUGS = {
     "pe-exponent-half": "pe-exponent",
     "pe-exponent-double": "pe-exponent",
     "pe-exponent-missing": "pe-exponent",
-    "pe-last-pair": "pe-exponent",
     "pe-cos-only": "pe-sin-only",
 }
 
@@ -170,16 +169,23 @@ def _check(trial: Trial) -> None:
         names = "; ".join(" and ".join(kind) for kind in sorted(kinds))
         trial.add("ambiguous", f"each of these gives your numbers: {names}\n{said}")
         return
+    if slugs == ["pe-last-pair"]:
+        trial.line(name, True, "but the last pair is the slowest the base allows")
+        trial.add("pe-last-pair", said, "note")
+        _note_layout(trial, layout, said)
+        return
     trial.line(name, not slugs, " and ".join(kinds.pop()))
     for slug in slugs:
         trial.add(SLUGS.get(slug, slug), f"right code with this mistake gives your numbers\n{said}")
-    if not slugs and layout != "right":
-        for part in ("pe-halves", "pe-cos-first"):
-            if part.removeprefix("pe-") in layout:
-                trial.add(part, said, "note")
-    if slugs:
-        return
-    _more(trial, layout)
+    if not slugs:
+        _note_layout(trial, layout, said)
+        _more(trial, layout)
+
+
+def _note_layout(trial: Trial, layout: str, said: str) -> None:
+    for part in ("pe-halves", "pe-cos-first"):
+        if part.removeprefix("pe-") in layout:
+            trial.add(part, said, "note")
 
 
 def _same(yours: Tensor, numbers: Tensor, slugs: list[str]) -> bool:

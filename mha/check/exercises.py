@@ -4,12 +4,13 @@ each likely mistake would have given.
 Every check returns a Report and takes ``seconds``, after which the learner's code is cut off.
 """
 
+import inspect
 import math
 
 import torch
 from torch import Tensor
 
-from mha.check import caches, encodings, tiles
+from mha.check import binding, caches, encodings, tiles
 from mha.check.binding import documented_polarity
 from mha.check.catalogue import finding
 from mha.check.guard import Stopped
@@ -21,6 +22,7 @@ from mha.check.trial import (
     Wrong,
     draw,
     examine,
+    first_difference,
     misshapen,
     near,
     number,
@@ -94,7 +96,8 @@ def padding_mask(fn, *, mask: str = "attend", seconds: float = 10.0) -> Report:
         Role("ids", "tokens x seq input inputids inputs tokenids batch src sequence sequences "
              "ids y"),
         Role("pad", "padid padidx padtoken paddingidx padtokenid paddingid padindex padvalue"),
-        Role("most", "maxlen maxlength s t n total size seqlen maxseqlen width"),
+        Role("keys", "s srclen numkeys nkeys klen"),
+        Role("most", "maxlen maxlength t n total size seqlen maxseqlen width"),
     ]  # fmt: skip
     return examine(fn, lambda trial: _padding(trial, mask), roles, seconds, {"B": 4, "S": 6})
 
@@ -169,10 +172,32 @@ def _split_arguments(trial: Trial, x: Tensor, H: int) -> dict:
     return {"x": x, "heads": H, "width": E // H, "batch": B, "length": T}
 
 
+def _sizes(trial: Trial) -> dict[str, int]:
+    """The lengths of the axes; for a method, those that its module is made for."""
+    owner = vars(trial.fn.__self__) if _is_method(trial.fn) else {}
+    settings = {
+        meaning: value
+        for name, value in owner.items()
+        for meaning in ("heads", "width")
+        if binding.plain(name) in binding.SETTINGS[meaning].split() and isinstance(value, int)
+    }
+    if "heads" not in settings or trial.has("heads") or trial.has("count"):
+        return SIZES
+    H = settings["heads"]
+    E = settings.get("width", 6 * H)
+    B, T = [x for x in (3, 5, 7, 11, 13) if x not in (H, E, E // H)][:2]
+    trial.reading.append(f"its module has {H} heads and a width of {E}")
+    return {"B": B, "T": T, "H": H, "D": E // H, "E": E, "fixed": 1}
+
+
+def _is_method(fn) -> bool:
+    return inspect.ismethod(fn) and not isinstance(fn.__self__, type)
+
+
 def _split_heads(trial: Trial) -> None:
-    n = SIZES
+    n = _sizes(trial)
     x = _coded(n["B"], n["T"], n["E"])
-    if not (trial.has("heads") or trial.has("width")):
+    if not (trial.has("heads") or trial.has("width") or "fixed" in n):
         raise Question("it is not told how many heads: name an argument num_heads")
     yours = trial.tensors_or_arrays(**_split_arguments(trial, x, n["H"]))
     right, fold = _split(x, n["H"]), (lambda y: y)
@@ -186,13 +211,13 @@ def _split_heads(trial: Trial) -> None:
             return
 
     def example() -> str:
-        for B, T, H, D in SMALL:
+        for B, T, H, D in [] if "fixed" in n else SMALL:
             small = _coded(B, T, H * D)
             mine = trial.copies(**_split_arguments(trial, small, H))
             wanted = fold(_split(small, H))
             if not near(mine, wanted):
                 return versus(f"x (B={B}, T={T}, E={H * D}), H={H}: {show(small)}", mine, wanted)
-        return versus(f"x (B, T, E) = {tuple(x.shape)}, H={n['H']}", yours, fold(right))
+        return first_difference(yours, fold(right), "example head position feature")
 
     candidates = [(slug, fold(y)) if y.ndim == 4 and y.shape == right.shape else (slug, y)
                   for slug, y in _split_mistakes(x, n["H"])]  # fmt: skip
@@ -200,8 +225,9 @@ def _split_heads(trial: Trial) -> None:
     if not trial.compare(name, yours, fold(right), candidates, _safely(example)):
         return
     trial.line("merging brings the input back", True)
-    trial.attempt(_other_shapes, "split", fold)
-    trial.attempt(_keeps, _split_arguments(trial, draw(3, 5, 24), 4))
+    if "fixed" not in n:
+        trial.attempt(_other_shapes, "split", fold)
+    trial.attempt(_keeps, _split_arguments(trial, draw(n["B"], n["T"], n["E"]), n["H"]))
 
 
 def _other_shapes(trial: Trial, kind: str, fold=lambda y: y) -> None:
@@ -240,7 +266,7 @@ def _keeps(trial: Trial, given: dict) -> None:
             trial.reading.append("it computes with NumPy, so gradients were not tried")
             return
         result = None
-        result = result[0] if isinstance(result, tuple) else result
+    result = result[0] if isinstance(result, tuple) else result
     reaches = isinstance(result, Tensor) and result.requires_grad
     if not trial.line("gradients pass", reaches):
         trial.add("not-differentiable", "x asks for a gradient, and the result does not")
@@ -276,7 +302,7 @@ def _merge_mistakes(x: Tensor):
 
 
 def _merge_heads(trial: Trial) -> None:
-    n = SIZES
+    n = _sizes(trial)
     B, H, T, D = (n[axis] for axis in "BHTD")
     x, fold = _coded(B, H, T, D), (lambda y: y)
     try:
@@ -296,19 +322,20 @@ def _merge_heads(trial: Trial) -> None:
     right = _merge(x)
 
     def example() -> str:
-        for b, t, h, d in SMALL:
+        for b, t, h, d in [] if "fixed" in n else SMALL:
             small = _coded(b, h, t, d)
             mine, wanted = trial.copies(**_merge_arguments(fold(small), b, h, t, d)), _merge(small)
             if not near(mine, wanted):
                 return versus(f"x (B={b}, H={h}, T={t}, D={d}): {show(small)}", mine, wanted)
-        return versus(f"x (B, H, T, D) = {tuple(x.shape)}", yours, right)
+        return first_difference(yours, right, "example position feature")
 
     name = "each number is where it belongs, (B, T, E)"
     if not trial.compare(name, yours, right, _merge_mistakes(x), _safely(example)):
         return
     trial.line("splitting brings the input back", True)
-    trial.attempt(_other_shapes, "merge", fold)
-    trial.attempt(_keeps, _merge_arguments(fold(draw(3, 4, 5, 6)), 3, 4, 5, 6))
+    if "fixed" not in n:
+        trial.attempt(_other_shapes, "merge", fold)
+    trial.attempt(_keeps, _merge_arguments(fold(draw(B, H, T, D)), B, H, T, D))
 
 
 # --- softmax
@@ -663,19 +690,20 @@ def _judge(trial: Trial, mask: str, result: Tensor, lengths: Tensor, S: int, exa
 
 
 def _padding_lengths(trial: Trial, mask: str, lengths: Tensor) -> None:
-    S = 7 if trial.has("most") else 6
-    given = {"lengths": lengths, "most": S}
+    told = trial.has("most") or trial.has("keys")
+    S = 7 if told else 6
+    given = {"lengths": lengths, "most": S, "keys": S}
     result = trial.tensors_or_arrays(**given)
-    said = f"lengths = {lengths.tolist()}" + (f", S = {S}" if trial.has("most") else "")
+    said = f"lengths = {lengths.tolist()}" + (f", S = {S}" if told else "")
     if not _judge(trial, mask, result, lengths, S, said):
         return
-    if trial.has("most"):
+    if told:
         trial.attempt(_longer, lengths)
 
 
 def _longer(trial: Trial, lengths: Tensor) -> None:
     """More keys than the longest example has."""
-    result = trial.copies(lengths=lengths, most=9)
+    result = trial.copies(lengths=lengths, most=9, keys=9)
     good = result.shape[-1] == 9
     if not trial.line("S may be more than the longest length", good):
         text = f"S = 9, lengths = {lengths.tolist()}: the mask is {tuple(result.shape)}"
@@ -689,7 +717,7 @@ def _padding_ids(trial: Trial, mask: str, lengths: Tensor) -> None:
         words = torch.arange(1, len(lengths) * S + 1).reshape(len(lengths), S) + 10
         return torch.where(torch.arange(S) < lengths[:, None], words, pad)
 
-    given = {"ids": make(pad), "most": S}
+    given = {"ids": make(pad), "most": S, "keys": S}
     given |= {} if trial.optional("pad") and trial.has("pad") else {"pad": pad}
     if trial.has("pad") and trial.optional("pad"):
         default = trial.places["pad"].default

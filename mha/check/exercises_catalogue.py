@@ -267,6 +267,14 @@ _ALL = [
         "Print the exponents of all pairs. The first should be 0, the last just below 1.",
     ),
     _entry(
+        "pe-last-pair",
+        "The last pair is slower than the paper's formula makes it",
+        WAVES,
+        """The exponent runs up to 1 itself, where the formula stops just before. Some well-known
+        code does so too. A model trains as well with it, but tables of others do not fit.""",
+        "Divide the index by the number of pairs, not by one less.",
+    ),
+    _entry(
         "pe-own-frequency",
         "Sine and cosine of one pair turn at different speeds",
         WAVES,

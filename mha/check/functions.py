@@ -1,6 +1,7 @@
 """The examination of a learner's attention function, fn(query, key, value, mask=None)."""
 
 import copy
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class FunctionExamination(Examination):
                 "it does not take a query, a key and a value: name its first three arguments so"
             )
         self.batch_first, self.axes, self.kind = True, 4, "qkv"
+        self.settings: dict = {}
         self.mask_form = self.key_form = None
         self.says = binding.documented_polarity(self.subject)
 
@@ -85,26 +87,30 @@ class FunctionExamination(Examination):
     def adapter(self, module, **changed) -> Adapter:
         """The function behind the way of calling it that was found."""
         known = {"axes": self.axes, "heads": self.lab.sizes["H"]}
-        known |= {"mask_form": self.mask_form, "key_form": self.key_form}
+        known |= {"mask_form": self.mask_form, "key_form": self.key_form, "extra": self.settings}
         return Adapter(module, self.arguments, self.guard, **known | changed)
 
     def first_call(self) -> None:
         """With four axes, or three, or two; with values of a width of their own if it can."""
         first = None
-        for dtype in (torch.float64, torch.float32):
-            for width in (self.lab.value_width, None):
-                for axes in (4, 3, 2):
-                    self.dtype, self.axes, self.lab.value_width = dtype, axes, width
-                    try:
-                        self.try_forms(self.lab.probe("self", dtype=dtype))
-                    except (Stopped, Malformed) as failed:
-                        if isinstance(failed, Stopped) and failed.kind != "exception":
-                            raise
-                        first = first or failed
-                        continue
-                    if dtype == torch.float32:
-                        self.float64_failed, self.tolerance = first, 1e-4
-                    return
+        drops = (None, 0.0) if "dropout" in self.arguments.settings.values() else (None,)
+        ways = itertools.product(
+            (torch.float64, torch.float32), (self.lab.value_width, None), (4, 3, 2), drops
+        )
+        for self.dtype, self.lab.value_width, self.axes, drop in ways:
+            numbers = {"head_dim": self.lab.sizes["D"], "heads": self.lab.sizes["H"]}
+            numbers["dropout"] = drop
+            self.settings = {n: numbers[m] for n, m in self.arguments.settings.items()}
+            try:
+                self.try_forms(self.lab.probe("self", dtype=self.dtype))
+            except (Stopped, Malformed) as failed:
+                if isinstance(failed, Stopped) and failed.kind != "exception":
+                    raise
+                first = first or failed
+                continue
+            if self.dtype == torch.float32:
+                self.float64_failed, self.tolerance = first, 1e-4
+            return
         raise first
 
     def observe(self) -> list[search.Observation]:

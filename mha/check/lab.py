@@ -41,20 +41,7 @@ class Lab:
         found = maps.units(module)
         widths = [u.weight.shape[1] for u in found if u.orientation == "out-in"]
         widths += [u.weight.shape[-2] for u in found if u.orientation != "out-in"]
-        named = [
-            getattr(part, name)
-            for part in module.modules()
-            for name in vars(part)
-            if binding.plain(name) in binding.SETTINGS["width"].split()
-            and isinstance(getattr(part, name), int)
-        ]
-        heads = [
-            getattr(part, name)
-            for part in module.modules()
-            for name in vars(part)
-            if binding.plain(name) in binding.SETTINGS["heads"].split()
-            and isinstance(getattr(part, name), int)
-        ]
+        named, heads = (list(_settings(module, meaning)) for meaning in ("width", "heads"))
         if not heads:
             counts = [len(p) for p in module.modules() if isinstance(p, nn.ModuleList)]
             heads = [c for c in counts if c > 1]
@@ -87,12 +74,12 @@ class Lab:
                 binding.construct, self.subject, sizes, sizes["H"], dropout, kv_heads
             )
         else:
-            module = copy.deepcopy(self.subject)
+            module = self.guard.call(copy.deepcopy, self.subject)
             if isinstance(module, nn.Module):
                 module.requires_grad_(True)
         if not isinstance(module, nn.Module):
             return module
-        module = module.to(dtype).eval()
+        module = self.guard.call(lambda: module.to(dtype).eval())
         self.fill(module, sizes["E"])
         return module
 
@@ -125,6 +112,18 @@ class Lab:
             return Probe(x, x, x)
         key = draw(n["S"])
         return Probe(x, key, draw(n["S"]) if kind == "qkv" else key)
+
+
+def _settings(module: nn.Module, meaning: str):
+    """Integers among the attributes of a module and of its settings that have this meaning."""
+    for part in module.modules():
+        kept = [x for x in vars(part).values() if hasattr(x, "__dict__")]
+        configs = [x for x in kept if not isinstance(x, (nn.Module, Tensor, type))]
+        for place in (part, *configs):
+            for name, value in vars(place).items():
+                if binding.plain(name) in binding.SETTINGS[meaning].split():
+                    if isinstance(value, int) and not isinstance(value, bool):
+                        yield value
 
 
 def random_mask(n: dict, uniform: str = "", seed: int = 2, dead: bool = False) -> Tensor:

@@ -98,7 +98,7 @@ class Search:
             found = []
             for i in range(min(limit, len(self.readings))):
                 found += self._at_depth(i, count)
-                if found and count == 0:
+                if found and count != 1:  # with one mistake, another reading may have another
                     break
             if not found and scales and count == min(2, depth):
                 found = self._fit_scale()

@@ -72,9 +72,13 @@ def broken_graph(stopped: Stopped):
     message = str(stopped.error)
     cut = ("numpy()", "inplace", "in-place", "does not require grad", "detach", "leaf Variable")
     if any(word in message for word in cut):
-        where = f"line {stopped.lineno}: {stopped.line}\n" if stopped.line else ""
-        return finding("not-differentiable", f"{where}{message.splitlines()[0]}")
+        return finding("not-differentiable", f"{place(stopped)}{message.splitlines()[0]}")
     return stopped.finding()
+
+
+def place(stopped: Stopped) -> str:
+    """The learner's own line, if the error came from one."""
+    return f"line {stopped.lineno}: {stopped.line}\n" if stopped.line else ""
 
 
 def leaves(probe: Probe) -> Probe:
@@ -301,7 +305,7 @@ def leak(exam, said: str, stopped: Stopped) -> None:
     """Two dtypes met inside the learner's code."""
     if not is_dtype_error(stopped) or exam.named("weights-not-parameters"):
         return
-    text = f"{said} in: line {stopped.lineno}: {stopped.line}\n{str(stopped.error).splitlines()[0]}"
+    text = f"{said} in: {place(stopped)}{str(stopped.error).splitlines()[0]}"
     exam.add(finding("dtype-leak", text))
 
 
@@ -331,7 +335,7 @@ def half_mask(exam, module, dtype) -> None:
         exam.line(name, False, "", "mask-half-overflow")
         message = str(stopped.error).splitlines()[0] if str(stopped.error) else ""
         if "overflow" in message or "out of range" in message:
-            text = f"line {stopped.lineno}: {stopped.line}\n{message}"
+            text = f"{place(stopped)}{message}"
             exam.add(finding("mask-half-overflow", text))
         return
     except Malformed:
@@ -393,7 +397,7 @@ def devices(exam) -> None:
         if "device" in message and ("meta" in message or "same device" in message):
             exam.line(name, False, "", "device-buffer")
             made = f"; made without a device: {', '.join(factories.made)}" if factories.made else ""
-            text = f"line {stopped.lineno}: {stopped.line}\n{message.splitlines()[0]}{made}"
+            text = f"{place(stopped)}{message.splitlines()[0]}{made}"
             exam.add(finding("device-buffer", text))
             return
     except Malformed:

@@ -989,6 +989,38 @@ def flash_causal_by_default(q, k, v, block_size=4, causal=True):
     return make_flash()(q, k, v, block_size, causal=causal)
 
 
+@case("positional_encoding", "", "pe-halves", "pe-last-pair")
+def pe_to_the_end(length, dim):
+    speed = 10000.0 ** -torch.linspace(0, 1, dim // 2)
+    angle = torch.arange(length)[:, None] * speed
+    return torch.cat((angle.sin(), angle.cos()), -1)
+
+
+class Layer(nn.Module):
+    def __init__(self, d_model=12, num_heads=3):
+        super().__init__()
+        self.d_model, self.num_heads = d_model, num_heads
+
+    def split(self, x):
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def split_wrong(self, x):
+        return x.view(x.shape[0], self.num_heads, x.shape[1], -1)
+
+    def merge(self, x):
+        return x.transpose(1, 2).reshape(x.shape[0], -1, self.d_model)
+
+
+case("split_heads", "")(Layer().split)
+case("split_heads", "split-no-transpose")(Layer().split_wrong)
+case("merge_heads", "")(Layer().merge)
+
+
+@case("padding_mask", "")
+def padding_for_each_query(valid_lens, T, S):
+    return (torch.arange(S) < valid_lens[:, None])[:, None].expand(-1, T, -1)
+
+
 # --- the rest
 
 

@@ -172,6 +172,46 @@ def test_another_scale_is_told_with_its_number(factor):
     assert found.slug == "scale-other" and f"multiplied by {factor:.4g}" in found.evidence
 
 
+def test_numbers_that_a_function_asks_for_are_given():
+    def by_width(q, k, v, d_k, mask=None, dropout=None):
+        scores = q @ k.mT / d_k
+        if mask is not None:
+            scores = scores.masked_fill(mask == 0, -6e4)
+        weights = scores.softmax(-1)
+        return (weights if dropout is None else dropout(weights)) @ v
+
+    assert slugs(check.attention(by_width), "mistake") == {"scale-linear"}
+
+
+class InAList(nn.Module):
+    """Its maps stand in plain lists, which no optimizer looks into."""
+
+    def __init__(self, embed_dim, num_heads):
+        super().__init__()
+        width = embed_dim // num_heads
+        self.maps = [[nn.Linear(embed_dim, width) for _ in range(3)] for _ in range(num_heads)]
+        self.out = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x):
+        heads = [(q(x) @ k(x).mT / q.out_features**0.5).softmax(-1) @ v(x) for q, k, v in self.maps]
+        return self.out(torch.cat(heads, -1))
+
+
+def test_maps_in_a_plain_list_are_no_parameters():
+    assert "weights-not-parameters" in slugs(check.multi_head_attention(InAList), "mistake")
+
+
+class Restless(Plain):
+    def forward(self, query, key, value):
+        return super().forward(query, key, value) + torch.randn(1)
+
+
+def test_what_differs_from_call_to_call_is_not_called_dropout():
+    report = check.multi_head_attention(Restless)
+    assert "dropout-in-eval" not in slugs(report) and "batch-mixed" not in slugs(report)
+    assert any("two calls" in found.evidence for found in report.findings)
+
+
 class AddedAndNormed(Plain):
     def __init__(self, n_head, d_model):
         super().__init__(d_model, n_head)
