@@ -101,6 +101,10 @@ class Arguments:
     required: set[str] = field(default_factory=set)
     settings: dict[str, str] = field(default_factory=dict)  # required numbers: name -> meaning
 
+    def spelled(self, meaning: str) -> str:
+        """The learner's name for a mask; lengths stand in for a mask of the keys."""
+        return self.names.get(meaning) or self.names["lengths"]
+
     @property
     def kind(self) -> str:
         """ "qkv", "memory" (x and a memory), or "self" (x alone)."""
@@ -327,6 +331,10 @@ class Config:
 # --- results
 
 
+class Question(Exception):
+    """Something that could not be told; the message asks for it in one sentence."""
+
+
 class Malformed(Exception):
     """The learner's code returned something else than was asked for; ``what`` says so."""
 
@@ -441,13 +449,12 @@ class Adapter:
     heads: int = 1
     extra: dict = field(default_factory=dict)
 
-    def __call__(self, probe: Probe, **more) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, probe: Probe) -> tuple[Tensor, Tensor | None]:
         """Output and weights for a probe, batch first, as a module or function gives them."""
         if self.axes == 2 or (self.axes == 3 and probe.query.ndim == 4):
-            return self._folded(probe, more)
+            return self._folded(probe)
         given = self._inputs(probe)
         given.update(self._options(probe))
-        given.update(more)
         result = self.guard.call(self._run, given)
         T, S = probe.sizes
         shape = list(probe.query.shape)
@@ -510,7 +517,7 @@ class Adapter:
             given["causal"] = False
         return given
 
-    def _folded(self, probe: Probe, more: dict) -> tuple[Tensor, Tensor | None]:
+    def _folded(self, probe: Probe) -> tuple[Tensor, Tensor | None]:
         """One call for all heads of all examples, (B*H, T, D), or one for each, (T, D)."""
         lead = probe.query.shape[:-2]
         query, key, value = (
@@ -523,13 +530,12 @@ class Adapter:
         if self.axes == 3:
             inner = Adapter(**{**vars(self), "axes": 4})
             folded = None if mask is None else mask[:, None]
-            output, weights = inner(Probe(query, key, value, folded, causal=probe.causal), **more)
+            output, weights = inner(Probe(query, key, value, folded, causal=probe.causal))
         else:
             inner = Adapter(**{**vars(self), "axes": 0})
             single = [
                 inner(
-                    Probe(*xyz, None if mask is None else mask[i][None, None], causal=probe.causal),
-                    **more,
+                    Probe(*xyz, None if mask is None else mask[i][None, None], causal=probe.causal)
                 )
                 for i, xyz in enumerate(zip(query, key, value, strict=True))
             ]
@@ -539,20 +545,32 @@ class Adapter:
         return output, None if weights is None else weights.reshape(*lead, *weights.shape[-2:])
 
 
-@functools.cache
 def source_of(subject) -> str:
     """The source code of a class, an instance's class, or a function; "" if there is none."""
+    made_here = inspect.isclass(subject) or inspect.isroutine(subject)
+    return _source(subject if made_here else type(subject))
+
+
+@functools.lru_cache(maxsize=32)
+def _source(thing) -> str:
     try:
-        return inspect.getsource(type(subject) if isinstance(subject, nn.Module) else subject)
+        return inspect.getsource(thing)
     except (OSError, TypeError):
-        return ""
+        pass
+    # a class of a notebook has no file, yet its methods have their cell
+    found = [inspect.getdoc(thing) and f'"""{thing.__doc__}"""']
+    for method in vars(thing).values() if inspect.isclass(thing) else ():
+        if inspect.isfunction(method):
+            try:
+                found.append(inspect.getsource(method))
+            except OSError:
+                continue
+    return "\n".join(part for part in found if part)
 
 
 def documented_source(subject) -> str:
     """The comments and docstrings of the learner's code, in lower case."""
     source = source_of(subject)
-    if not source:
-        source = f'''"""{getattr(subject, "__doc__", None) or ""}"""'''
     return " ".join(re.findall(r"#[^\n]*|\"\"\".*?\"\"\"|'''.*?'''", source, flags=re.S)).lower()
 
 
@@ -562,7 +580,7 @@ def documented_polarity(subject) -> str | None:
     for said in re.findall(r"\b(?:true|1s?)\b([^.;]{0,60})", words):
         said = re.split(r"\bfalse\b|\b0s?\b|\bzero", said)[0]
         if re.search(
-            r"block|hid(e|den)|ignor|\bmask(s|ed)?\b|forb|\bpad|drop|\bnot\b|never|exclu|disallow|cannot",
+            r"block|hid(e|den)|ignor|\bmasked\b|mask(s|ed)? out|forb|\bpad|drop|\bnot\b|never|exclu|disallow|cannot",
             said,
         ):
             return "block"

@@ -634,9 +634,6 @@ _ALL = [
 ENTRIES: dict[str, Entry] = {entry.slug: entry for entry in _ALL}
 """Slug -> entry, for every mistake that the checks can name."""
 
-try:
-    from mha.check.exercises_catalogue import ENTRIES as EXERCISES
+from mha.check.exercises_catalogue import ENTRIES as EXERCISES  # noqa: E402, it needs Entry
 
-    ENTRIES |= EXERCISES
-except ModuleNotFoundError:
-    pass
+ENTRIES |= EXERCISES

@@ -151,7 +151,7 @@ class FunctionExamination(Examination):
     def gradients(self) -> None:
         """The three inputs get the gradients that the same computation gives."""
         plain = self.lab.probe("qkv", 3, self.dtype, **self.safe_lengths())
-        inputs = training.leaves(plain)
+        inputs = plain.after(training.leaf)
         name = "the inputs get their gradients"
         try:
             with torch.enable_grad():
@@ -165,7 +165,7 @@ class FunctionExamination(Examination):
         if self.match is None:
             self.line(name, all(g is not None for g in got))
             return
-        double = training.leaves(self.doubled(plain))
+        double = self.doubled(plain).after(training.leaf)
         with torch.enable_grad():
             expected, _ = search.Simulator(double, None)(self.match.recipe)
             expected.sum().backward()

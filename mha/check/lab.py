@@ -7,13 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from mha.check import binding, maps
+from mha.check.binding import Question
 from mha.check.simulate import Probe
 
 SIZES = {"B": 3, "T": 5, "S": 7, "H": 4, "D": 6, "E": 24}
-
-
-class Question(Exception):
-    """Something that could not be told; the message asks for it in one sentence."""
 
 
 def numbers(seed: int) -> torch.Generator:

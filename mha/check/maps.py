@@ -35,7 +35,6 @@ class Unit:
     orientation: str  # "out-in" of a Linear, "in-out" of a Conv1D, "free" of a bare tensor
     role: str | None = None
     index: int | None = None  # which head, where there is one for each
-    bias_name: str = ""
 
 
 def loose_tensors(module) -> set[str]:
@@ -82,7 +81,7 @@ def units(module: nn.Module, loose: set[str] | None = None) -> list[Unit]:
             orientation = "out-in" if weight.shape[0] == len(bias) else "in-out"
         elif type(part).__name__ == "Conv1D":
             orientation = "in-out"
-        found.append(Unit(name, weight, bias, orientation, bias_name=f"{name}.bias"))
+        found.append(Unit(name, weight, bias, orientation))
         taken |= {id(part.weight), id(bias)}
     plain = [(n, x) for n, x in _plain_tensors(module) if loose is None or n in loose]
     for name, tensor in [*module.named_parameters(), *plain]:
@@ -96,7 +95,7 @@ def units(module: nn.Module, loose: set[str] | None = None) -> list[Unit]:
         taken.add(id(tensor))
     _give_biases(module, found, taken)
     for unit in found:
-        unit.role, unit.index = _role(unit.name)
+        unit.role, unit.index = role_of(unit.name)
     return found
 
 
@@ -119,15 +118,19 @@ def _give_biases(module: nn.Module, found: list[Unit], taken: set) -> None:
     for name, tensor in module.named_parameters():
         if id(tensor) in taken or not BIAS.search(name):
             continue
-        role, index = _role(re.sub(r"bias|(^|(?<=[._]))b_?", "", name, flags=re.I))
+        role, index = role_of(re.sub(r"bias|(^|(?<=[._]))b_?", "", name, flags=re.I))
         for unit in found:
-            same = role is not None and _role(unit.name)[0] == role and _role(unit.name)[1] == index
+            same = (
+                role is not None
+                and role_of(unit.name)[0] == role
+                and role_of(unit.name)[1] == index
+            )
             if unit.orientation == "free" and unit.bias is None and same:
-                unit.bias, unit.bias_name = tensor.reshape(-1), name
+                unit.bias = tensor.reshape(-1)
                 break
 
 
-def _role(name: str) -> tuple[str | None, int | None]:
+def role_of(name: str) -> tuple[str | None, int | None]:
     """The role that a name tells, and the number in it: "heads.2.W_q.weight" -> ("q", 2)."""
     numbers = re.findall(r"(?<![A-Za-z])\d+", name)
     index = int(numbers[-1]) if numbers else None

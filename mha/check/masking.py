@@ -1,8 +1,11 @@
 """What a learner's module does with masks, and what each mistake would do."""
 
-import torch
+from dataclasses import replace
 
-from mha.check import search, showing, symptoms
+import torch
+from torch import Tensor
+
+from mha.check import search, showing, symptoms, training
 from mha.check.binding import ATTENTION_FORMS, PADDING_FORMS, Malformed, MaskForm
 from mha.check.catalogue import finding
 from mha.check.guard import Stopped
@@ -75,7 +78,7 @@ def polarities(exam, meaning: str) -> tuple[str, ...]:
 def expected(exam, meaning: str) -> tuple[str | None, bool]:
     """What True should mean, and whether the other meaning is a mistake."""
     declared = exam.declared.get("mask")
-    name = exam.arguments.names.get(meaning) or exam.arguments.names.get("lengths")
+    name = exam.arguments.spelled(meaning)
     by_name = polarity_by_name(exam, meaning, name)
     declared = None if declared == "additive" else declared
     if declared or by_name:
@@ -89,7 +92,7 @@ def as_meant(probe: Probe, polarity: str) -> Probe:
     if polarity == "attend":
         return probe
     key_mask = None if probe.key_mask is None else ~probe.key_mask
-    return Probe(probe.query, probe.key, probe.value, ~probe.mask, key_mask)
+    return replace(probe, mask=~probe.mask, key_mask=key_mask)
 
 
 def observe(exam, form: MaskForm, meaning: str, **changed):
@@ -104,23 +107,25 @@ def observe(exam, form: MaskForm, meaning: str, **changed):
     if form.uniform in ("queries", "prefix") or meaning == "key_mask":
         mask = mask[:, :, :1].expand_as(mask) if meaning == "key_mask" else mask
         key_mask = mask[:, 0, 0]
-    probe = Probe(plain.query, plain.key, plain.value, mask, key_mask)
-    setting = {"mask_form": form} if meaning == "mask" else {"key_form": form}
-    inner = Probe(*(plain.query, plain.key, plain.value, mask))
-    inner = inner if meaning == "mask" else probe
-    old = exam.mask_form, exam.key_form
-    try:
-        for name, value in setting.items():
-            setattr(exam, name, value)
-        if meaning == "mask":
-            exam.key_form = None
-        output, _ = exam.call(inner)
-    finally:
-        exam.mask_form, exam.key_form = old
+    probe = replace(plain, mask=mask, key_mask=key_mask)
+    output = hand_over(exam, form, meaning, probe)
     if output.shape != exam.usual_shape(plain):
         raise Malformed("wrong-shape", f"with a mask the output has shape {tuple(output.shape)}")
-    double = [x.double() for x in (plain.query, plain.key, plain.value)]
-    return Probe(*double, mask, key_mask), output.double()
+    return probe.after(Tensor.double), output.double()
+
+
+def hand_over(exam, form: MaskForm, meaning: str, probe: Probe) -> Tensor:
+    """The output when the mask of the probe goes to one argument, in one form."""
+    old = exam.mask_form, exam.key_form
+    try:
+        if meaning == "mask":
+            exam.mask_form, exam.key_form = form, None
+            probe = replace(probe, key_mask=None)
+        else:
+            exam.key_form = form
+        return exam.call(probe)[0]
+    finally:
+        exam.mask_form, exam.key_form = old
 
 
 def explain(
@@ -167,7 +172,7 @@ def new_slugs(exam, match: search.Match) -> tuple[str, ...]:
 
 def settle(exam, meaning: str, form: MaskForm, probe: Probe, output, matches) -> None:
     """Name what is wrong with the mask, if anything is."""
-    name = exam.arguments.names.get(meaning) or exam.arguments.names.get("lengths")
+    name = exam.arguments.spelled(meaning)
     match = matches[0]
     found = new_slugs(exam, match)
     said, strict = expected(exam, meaning)
@@ -211,7 +216,7 @@ def additive(exam, meaning: str, form: MaskForm) -> None:
     probe, output = observe(exam, form, meaning)
     matches = explain(exam, probe, output)
     good = bool(matches) and not new_slugs(exam, matches[0])
-    name = exam.arguments.names[meaning]
+    name = exam.arguments.spelled(meaning)
     if good:
         setattr(exam, "mask_form" if meaning == "mask" else "key_form", form)
         exam.reading.append(f"{name}: {form.says()}")
@@ -226,14 +231,14 @@ def additive(exam, meaning: str, form: MaskForm) -> None:
 def by_effect(exam, meaning: str, trial) -> None:
     """Without a match of numbers: does the mask do anything, and does what it blocks still act?"""
     form, probe, output = trial
-    name = exam.arguments.names.get(meaning) or exam.arguments.names["lengths"]
+    name = exam.arguments.spelled(meaning)
     setattr(exam, "mask_form" if meaning == "mask" else "key_form", form)
     if torch.isnan(output).any():
         text = NAN_EVIDENCE.format(int(torch.isnan(output).sum()), output.numel())
         exam.add(finding("mask-nan", text))
         exam.line(f"{name}: the output is finite", False, "", "mask-nan")
         return
-    plain = Probe(*(x.to(exam.dtype) for x in (probe.query, probe.key, probe.value)))
+    plain = replace(probe, mask=None, key_mask=None).after(lambda x: x.to(exam.dtype))
     without = exam.call(plain)[0].double()
     if float((without - output).abs().max()) < 1e-9:
         exam.add(finding("mask-ignored", "with the mask and without it, all outputs are equal"))
@@ -245,7 +250,7 @@ def by_effect(exam, meaning: str, trial) -> None:
 
 def report_refusal(exam, meaning: str, failure) -> None:
     """No form of mask was taken."""
-    name = exam.arguments.names.get(meaning) or exam.arguments.names["lengths"]
+    name = exam.arguments.spelled(meaning)
     exam.line(f"{name}: it is taken", False)
     if isinstance(failure, Stopped):
         exam.add(failure.finding())
@@ -271,39 +276,29 @@ def fill(exam, meaning: str, form: MaskForm) -> None:
 
 
 def low_scores(exam, meaning: str, form: MaskForm, size: float):
-    """Queries so large that the allowed key of each has a score near -size, and other keys more."""
+    """Inputs so large that the one allowed key of each query has a score near -size, or lower."""
     probe, _ = observe(exam, form, meaning)
-    base = exam.match.recipe | {"mask": "ignored", "rule": "right"}
     simulator = search.Simulator(probe, exam.match.maps)
-    q, k, _ = simulator._heads(base)
-    scores = (q @ k.transpose(-2, -1)).mean(1)  # (B, T, S)
-    if form.uniform:
-        lowest = scores.mean((0, 1), keepdim=True).expand_as(scores)
-        if form.uniform == "queries":
-            lowest = scores.mean(1, keepdim=True).expand_as(scores)
+    base = exam.match.recipe | {"mask": "ignored", "rule": "right"}
+    q, k, _ = simulator.heads(base)
+    times = 3 * size / float((q @ k.transpose(-2, -1)).mean(1).abs().max())
+    if exam.kind == "self":  # the keys grow with the queries
+        probe = probe.after(lambda x: x * times**0.5)
     else:
-        lowest = scores
-    mask = torch.zeros_like(lowest, dtype=torch.bool)
-    mask.scatter_(-1, lowest.argmin(-1, keepdim=True), True)
-    largest = float(scores.abs().max())
-    changed = Probe(
-        (probe.query * (size / largest * 3)).to(exam.dtype),
-        probe.key.to(exam.dtype),
-        probe.value.to(exam.dtype),
-        mask[:, None],
-        None if meaning == "mask" or probe.key_mask is None else mask[:, 0],
-    )
-    old = exam.mask_form, exam.key_form
-    if meaning == "mask":
-        exam.mask_form, exam.key_form = form, None
-    try:
-        if exam.kind == "self":
-            raise Malformed("", "queries cannot grow alone")
-        output, _ = exam.call(changed)
-    finally:
-        exam.mask_form, exam.key_form = old
-    double = [x.double() for x in (changed.query, changed.key, changed.value)]
-    return Probe(*double, changed.mask, changed.key_mask), output.double()
+        probe = replace(probe, query=probe.query * times)
+    q, k, _ = search.Simulator(probe, exam.match.maps).heads(base)
+    scores = (q @ k.transpose(-2, -1)).mean(1)  # (B, T, S)
+    if exam.always_causal():
+        scores = scores.masked_fill(torch.ones(probe.sizes, dtype=torch.bool).triu(1), torch.inf)
+    if form.uniform:  # one key for all queries, and for all examples if it must be
+        scores = scores.mean(1 if form.uniform == "queries" else (0, 1), keepdim=True)
+        scores = scores.expand(probe.query.shape[0], *probe.sizes)
+    mask = torch.zeros(scores.shape, dtype=torch.bool)
+    mask.scatter_(-1, scores.argmin(-1, keepdim=True), True)
+    key_mask = None if probe.key_mask is None else mask[:, 0]
+    probe = replace(probe, mask=mask[:, None], key_mask=key_mask)
+    output = hand_over(exam, form, meaning, probe.after(lambda x: x.to(exam.dtype)))
+    return probe, output.double()
 
 
 def dead_rows(exam, meaning: str, form: MaskForm) -> None:
@@ -330,16 +325,13 @@ def dead_rows(exam, meaning: str, form: MaskForm) -> None:
 
 def dead_gradient(exam, meaning: str, probe: Probe) -> None:
     """NaN that is cleaned after the softmax comes back in the gradient."""
-    inputs = [
-        x.to(exam.dtype).clone().requires_grad_() for x in (probe.query, probe.key, probe.value)
-    ]
-    if probe.query is probe.key or exam.kind == "self":
-        inputs = [inputs[0]] * 3
+    inputs = probe.after(lambda x: training.leaf(x.to(exam.dtype)))
+    inputs = replace(inputs, key_mask=None if meaning == "mask" else probe.key_mask)
     with torch.enable_grad():
-        given = Probe(*inputs, probe.mask, None if meaning == "mask" else probe.key_mask)
-        output, _ = exam.adapter(exam.module)(given)
+        output, _ = exam.adapter(exam.module)(inputs)
         exam.guard.call(output.sum().backward)
-    grads = [x.grad for x in inputs if x.grad is not None]
+    grads = [inputs.query.grad, inputs.key.grad, inputs.value.grad]
+    grads = [grad for grad in grads if grad is not None]
     if hasattr(exam.module, "parameters"):
         grads += [p.grad for p in exam.module.parameters() if p.grad is not None]
         exam.module.zero_grad(set_to_none=True)
@@ -358,21 +350,20 @@ def causal(exam) -> None:
     T = exam.lab.sizes["T"]
     plain = exam.lab.probe(exam.kind, 6, exam.dtype, S=T)
     triangle = torch.ones(T, T, dtype=torch.bool).tril()[None, None]
-    probe = Probe(plain.query, plain.key, plain.value, causal=True)
     try:
-        output = exam.call(probe)[0].double()
+        output = exam.call(replace(plain, causal=True))[0].double()
     except Stopped:
         if exam.mask_form is None:
             raise
         both = triangle.expand(len(plain.query), 1, T, T)
-        exam.call(Probe(plain.query, plain.key, plain.value, both, causal=True))
+        exam.call(replace(plain, mask=both, causal=True))
         return  # a hint beside a mask, as in torch.nn
     if exam.match is None:
         return
-    double = [x.double() for x in (plain.query, plain.key, plain.value)]
+    double = plain.after(Tensor.double)
     name = exam.arguments.names["causal"]
     base = exam.match.recipe
-    seen = search.Observation(Probe(*double), output)
+    seen = search.Observation(double, output)
     options = search.options(("dead",))
     bases = [base | {"rule": r} for r in search.OPTIONS["rule"]]
     finder = search.Search(
@@ -380,7 +371,7 @@ def causal(exam) -> None:
     )
     found = [m for m in finder.run(1, scales=False) if m.recipe.scale == base.scale]
     if not found:
-        found = explain(exam, Probe(*double, triangle), output)
+        found = explain(exam, replace(double, mask=triangle), output)
     if not found:
         exam.unexplained_mask = name
         exam.line(f"{name}: query i sees the keys up to i", None, "not explained")
@@ -404,10 +395,10 @@ def alignment(exam) -> None:
         return
     plain = exam.lab.probe(exam.kind, 7, exam.dtype)
     try:
-        output = exam.call(Probe(plain.query, plain.key, plain.value, causal=by_argument))[0]
+        output = exam.call(replace(plain, causal=by_argument))[0]
     except (Stopped, Malformed):
         return
-    double = Probe(*(x.double() for x in (plain.query, plain.key, plain.value)))
+    double = plain.after(Tensor.double)
     expected, _ = search.Simulator(double, exam.match.maps)(exam.match.recipe | {"rule": "causal"})
     if search.distance(output.double(), expected) < 10 * exam.tolerance:
         T, S = double.sizes

@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mha.check import binding, caching, maps, masking, search, showing, symptoms, training
 from mha.check.binding import Adapter, Malformed
@@ -34,7 +34,7 @@ class Examination:
     """One module under examination.
 
     Args: subject: a class or an instance. guard: an entered ``Guard``. declared: what the learner
-    says: "mask" ("attend", "block" or "additive"), "weights" (role -> name), "sizes".
+    says: "mask" ("attend", "block" or "additive"), "weights" (role -> name).
     """
 
     def __init__(self, subject, guard, declared: dict):
@@ -104,17 +104,17 @@ class Examination:
         """Keep a line of the table."""
         self.checks.append(Check(name, passed, detail, blamed))
 
-    def adapter(self, module: nn.Module, **changed) -> Adapter:
+    def adapter(self, module: nn.Module) -> Adapter:
         """The module behind the way of calling it that was found."""
-        forward = module.forward if isinstance(module, nn.Module) else module
-        call = module if isinstance(module, nn.Module) else forward
         return Adapter(
-            call,
+            module,
             self.arguments,
             self.guard,
-            **{"batch_first": self.batch_first, "axes": self.axes, "heads": self.lab.sizes["H"]}
-            | {"mask_form": self.mask_form, "key_form": self.key_form}
-            | changed,
+            self.batch_first,
+            self.axes,
+            self.mask_form,
+            self.key_form,
+            self.lab.sizes["H"],
         )
 
     def prepare(self) -> None:
@@ -126,10 +126,6 @@ class Examination:
         if not isinstance(self.module, nn.Module) and not callable(self.module):
             raise Question("it is no module and cannot be called: pass a class or a function")
         self.loose = maps.loose_tensors(self.module)
-        if not isinstance(self.module, nn.Module) and not callable(self.module):
-            raise Question(
-                "it is neither a torch.nn.Module nor callable: pass a class or a function"
-            )
         forward = self.module.forward if isinstance(self.module, nn.Module) else self.module
         if getattr(forward, "__name__", "") == "_forward_unimplemented":
             raise Malformed("exception", "the class has no method named forward")
@@ -187,18 +183,15 @@ class Examination:
         except Stopped as stopped:
             first = stopped
         if "mask" in self.arguments.required:
-            T = probe.sizes[0]
-            full = torch.ones(probe.query.shape[0], 1, T, T, dtype=torch.bool)
+            self.always_mask = True
             for shape in ("B1TS", "BTS", "TS"):
                 self.mask_form = binding.MaskForm(shape)
                 try:
-                    everything = Probe(probe.query, probe.key, probe.value, full)
-                    self.adapter(self.module)(everything)
+                    self.adapter(self.module)(self.masked(probe))
+                    return
                 except Stopped:
                     continue
-                self.always_mask = True
-                return
-        self.mask_form = None
+        self.mask_form, self.always_mask = None, False
         raise first
 
     def find_batch_axis(self) -> None:
@@ -213,11 +206,11 @@ class Examination:
         if changed[1:, 0].any() and not changed[:, 1:].any():
             self.batch_first = False
 
-    def call(self, probe: Probe, module=None, **more):
+    def call(self, probe: Probe, module=None):
         """What the module returns for a probe, under no_grad."""
         probe = probe if probe.mask is not None else self.masked(probe)
         with torch.no_grad():
-            return self.adapter(self.module if module is None else module)(probe, **more)
+            return self.adapter(self.module if module is None else module)(probe)
 
     # --- what the steps ask for
 
@@ -243,23 +236,20 @@ class Examination:
 
     def doubled(self, probe: Probe) -> Probe:
         """In float64, with the triangle where the match was found with one."""
-        double = Probe(*(x.double() for x in (probe.query, probe.key, probe.value)))
-        return self.triangular(double)
+        return self.triangular(probe.after(Tensor.double))
 
     def triangular(self, probe: Probe) -> Probe:
         """With a causal mask, if the match is of a module that has its own."""
         if not self.built_in:
             return probe
-        mask = torch.ones(probe.sizes, dtype=torch.bool).tril()[None, None]
-        return Probe(probe.query, probe.key, probe.value, mask)
+        return replace(probe, mask=torch.ones(probe.sizes, dtype=torch.bool).tril()[None, None])
 
     def masked(self, probe: Probe) -> Probe:
         """With a mask of True, where one must be given."""
         if not self.always_mask:
             return probe
-        T, S = probe.sizes
-        full = torch.ones(probe.query.shape[0], 1, T, S, dtype=torch.bool)
-        return Probe(probe.query, probe.key, probe.value, full, causal=probe.causal)
+        full = torch.ones(probe.query.shape[0], 1, *probe.sizes, dtype=torch.bool)
+        return replace(probe, mask=full)
 
     def right_recipe(self) -> Recipe:
         """What the module should compute: causal if it is, or says it is."""
@@ -348,7 +338,7 @@ class Examination:
         """Search for the fewest mistakes that explain the outputs."""
         observations = self.observe()
         self.unused = symptoms.unused_parameters(self)
-        self.readings = self.read_maps()
+        self.readings = self.read_maps(self.module, self.lab.sizes)
         if not self.readings:
             return
         if not all(torch.isfinite(one.output).all() for one in observations):
@@ -378,17 +368,27 @@ class Examination:
             one.probe = self.doubled(one.probe)
         return seen
 
-    def read_maps(self) -> list[Maps]:
-        """Ways to read the module's parameters as the four maps."""
-        if not isinstance(self.module, nn.Module):
+    def read_maps(self, module, sizes: dict) -> list[Maps]:
+        """Ways to read a module's parameters as the four maps, in an order that is always the same."""
+        if not isinstance(module, nn.Module):
             return []
-        n = self.lab.sizes
         declared = self.declared.get("weights")
         if declared:
-            found = maps.declared(self.module, declared, n["E"], n["H"])
+            found = maps.declared(module, declared, sizes["E"], sizes["H"])
         else:
-            found = maps.candidates(self.module, n["E"], n["H"], n["D"], self.loose)
+            found = maps.candidates(module, sizes["E"], sizes["H"], sizes["D"], self.loose)
         return [maps.to_double(one) for one in found]
+
+    def read_again(self, module, sizes: dict) -> Maps | None:
+        """The reading that explains the output, of another module or with its graph."""
+        found = self.read_maps(module, sizes)
+        place = self.readings.index(self.match.maps) if self.match else 0
+        return replace(found[place], around=self.around) if place < len(found) else None
+
+    @property
+    def around(self):
+        """The norms and the residual beside attention, if there are any."""
+        return self.match.maps.around if self.match and self.match.maps else None
 
     def explain(self, observations) -> list[search.Match]:
         """The search, without mistakes that cannot be here."""

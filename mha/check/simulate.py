@@ -1,7 +1,7 @@
 """What attention gives when it is right, and when chosen mistakes are made: the checker's hypotheses.
 
 A recipe names one option for each stage of the computation; ``OPTIONS`` lists them, each with the
-slug of the mistake it is, or None if it is right. ``simulate`` computes any recipe in PyTorch, with
+slug of the mistake it is, or None if it is right. ``Simulator`` computes any recipe in PyTorch, with
 the learner's own weights.
 """
 
@@ -91,6 +91,12 @@ class Probe:
     def sizes(self) -> tuple[int, int]:
         """(T, S)"""
         return self.query.shape[-2], self.key.shape[-2]
+
+    def after(self, change: Callable) -> "Probe":
+        """With the inputs changed; what was one tensor stays one, and masks stay."""
+        new = {id(x): change(x) for x in (self.query, self.key, self.value)}
+        query, key, value = (new[id(x)] for x in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value)
 
 
 @dataclass(frozen=True)
@@ -272,14 +278,14 @@ class Simulator:
     def _mix(self, recipe: Recipe):
         key = tuple(getattr(recipe, name) for name in MIDDLE)
         if key not in self._middle:
-            q, k, v = self._heads(recipe)
+            q, k, v = self.heads(recipe)
             width = self.maps.q.weight.shape[1] if self.maps else q.shape[-1]
             weights = _weights(q, k, self.probe, recipe, width, self.maps)
             length = q.shape[1 if recipe.split == "positions" else -2]
             self._middle[key] = weights @ v, weights, length
         return self._middle[key]
 
-    def _heads(self, recipe: Recipe):
+    def heads(self, recipe: Recipe):
         """Queries (B, H, T, D), keys and values (B, H, S, D)."""
         key = tuple(getattr(recipe, name) for name in FRONT)
         if key not in self._front:
@@ -297,11 +303,6 @@ class Simulator:
                 k, v = (_share(x, repeats, recipe.heads == "tiled") for x in (k, v))
             self._front[key] = q, k, v
         return self._front[key]
-
-
-def simulate(probe: Probe, maps: Maps | None, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """One recipe for one probe; see ``Simulator``."""
-    return Simulator(probe, maps)(recipe)
 
 
 def _inputs(probe: Probe, option: str):

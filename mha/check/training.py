@@ -1,7 +1,6 @@
 """What shows only in training and in other number formats: dropout, gradients, dtypes, devices."""
 
 import warnings
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ def gradients(exam) -> None:
     if not isinstance(exam.module, nn.Module):
         return
     probe = exam.lab.probe(exam.kind, 3, exam.dtype, **exam.safe_lengths())
-    inputs = leaves(probe)
+    inputs = probe.after(leaf)
     parameters = dict(exam.module.named_parameters())
     name = "every parameter gets its gradient"
     try:
@@ -81,25 +80,18 @@ def place(stopped: Stopped) -> str:
     return f"line {stopped.lineno}: {stopped.line}\n" if stopped.line else ""
 
 
-def leaves(probe: Probe) -> Probe:
-    """The same inputs, of which gradients are wanted; one tensor stays one."""
-    new = {id(x): x.clone().requires_grad_() for x in (probe.query, probe.key, probe.value)}
-    return Probe(*(new[id(x)] for x in (probe.query, probe.key, probe.value)))
+def leaf(x: Tensor) -> Tensor:
+    """The same numbers, of which a gradient is wanted."""
+    return x.detach().clone().requires_grad_()
 
 
 def expected_gradients(exam, probe: Probe, pull: Tensor) -> dict[str, Tensor | None]:
     """Parameter -> the gradient that the recipe gives it, which explains the output; None if none."""
-    n, declared = exam.lab.sizes, exam.declared.get("weights")
     parameters = {k: p for k, p in exam.module.named_parameters() if p.requires_grad}
     if not parameters:
         return {}
     with torch.enable_grad():
-        if declared:
-            found = reading.declared(exam.module, declared, n["E"], n["H"])
-        else:
-            found = reading.candidates(exam.module, n["E"], n["H"], n["D"], exam.loose)
-        place = exam.readings.index(exam.match.maps)
-        maps = reading.to_double(replace(found[place], around=exam.match.maps.around))
+        maps = exam.read_again(exam.module, exam.lab.sizes)
         output, _ = search.Simulator(exam.doubled(probe), maps)(exam.match.recipe)
         if output.shape != pull.shape:
             return {}
@@ -159,8 +151,7 @@ def weights(exam) -> None:
     _, got = exam.call(probe)
     if got is None:
         return
-    double = exam.triangular(Probe(*(x.double() for x in (probe.query, probe.key, probe.value))))
-    _, wanted = search.Simulator(double, exam.match.maps)(exam.match.recipe)
+    _, wanted = search.Simulator(exam.doubled(probe), exam.match.maps)(exam.match.recipe)
     got = got.double()
     if got.ndim == wanted.ndim - 1:
         wanted = wanted.mean(1) if got.shape[0] == wanted.shape[0] else wanted.flatten(0, 1)
@@ -213,8 +204,7 @@ def dropout(exam) -> None:
         exam.line(name, False, "NaN or inf while training")
         exam.add(finding("not-finite", "NaN or inf in training mode with dropout=0.5"))
         return
-    around = exam.match.maps.around if exam.match and exam.match.maps else None
-    if exam.match is None or (around and around.after):
+    if exam.match is None or (exam.around and exam.around.after):
         exam.line(name, None, "the numbers are not explained, or a norm comes after")
         return
     exam.line(name, z < 7, "off by more than 7 standard errors" if z >= 7 else "")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mha.check import binding
+from mha.check.binding import Question
 from mha.check.catalogue import finding
 from mha.check.guard import Guard, Stopped
 from mha.check.report import Check, Finding, Report
@@ -29,10 +30,6 @@ PLAINER = {  # where the catalogue speaks of weights and of attention
 def misshapen(evidence: str, title: str = "The result has another shape than it should") -> Finding:
     """The finding for a wrong shape."""
     return finding("wrong-shape", evidence, title=title, explanation=PLAINER["wrong-shape"])
-
-
-class Question(Exception):
-    """Something that could not be told; the message asks for it in one sentence."""
 
 
 class Wrong(Exception):
