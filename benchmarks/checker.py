@@ -16,6 +16,7 @@ mistake, and first a correct one of tests/check/specimens/correct.py, as "none":
 
 import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -104,7 +105,7 @@ class Called(nn.Module):
         if form is not None and exam.named("mask-inverted"):  # as it is meant, not as it works
             form = binding.MaskForm(form.shape, form.dtype, "attend")
         exam.guard = Unguarded()
-        self.adapter = exam.adapter(self.module, mask_form=form, heads=heads)
+        self.adapter = replace(exam.adapter(self.module), mask_form=form, heads=heads)
         self.flag = form is None
 
     def forward(self, x: Tensor) -> Tensor:

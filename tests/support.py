@@ -1,12 +1,32 @@
 """What several test files share: unequal sizes, seeded tensors, and every kind of mask."""
 
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from mha import reference
 
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
 B, H, T, S, D, E = 2, 2, 3, 5, 4, 8
 """Unequal sizes, so that a wrong axis cannot go unseen."""
+
+
+@contextlib.contextmanager
+def benchmark(name):
+    """A script of benchmarks/ as a module; what stands beside it can be imported meanwhile."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        sys.path.remove(str(BENCHMARKS))
 
 
 def randn(*shape, seed=0, dtype=torch.float64, requires_grad=False):

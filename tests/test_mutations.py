@@ -1,8 +1,6 @@
 """The tests are known to bite: each faulty function or module fails the property that names it."""
 
-import importlib.util
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import faulty
 import function_properties
 import properties
 import pytest
-from support import randn
+from support import benchmark, randn
 
 import mha
 
@@ -31,12 +29,8 @@ OWN = {slug: module for slug, module in faulty.MODULES.items() if module.caught_
 @pytest.fixture(scope="module")
 def script():
     """benchmarks/mistakes.py, which records what this file tests."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("mistakes", ROOT / "benchmarks/mistakes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "benchmarks"))
+    with benchmark("mistakes") as module:
+        yield module
 
 
 def recorded(kind, what):

@@ -243,7 +243,12 @@ def _examine(options, path: Path, name: str, tell) -> tuple[int, str]:
             return USAGE, f"--mask does not go with {what}, which is given no mask."
         given["mask"] = options.mask
     tell(phase="check")
-    report = check(subject, **given)
+    try:
+        report = check(subject, **given)
+    except ValueError as refused:
+        if not str(refused).startswith("mask must be"):
+            raise
+        return USAGE, f"--mask does not go with {what} so: {refused}."
     told = "" if options.what else f"Taken for {what}; say --what if it is something else.\n"
     return (OK if report.ok else MISTAKE), f"{told}\n{report.text(options.color)}".lstrip("\n")
 

@@ -236,7 +236,7 @@ _ALL = [
         "05-4-masks#the-probe-change-the-future",
         """Outputs are the same with and without a mask, so queries see padding and the future. A
         common cause is `masked_fill` without its underscore, whose result is thrown away; or the
-        mask is accepted and never passed on. The training loss looks better for it.""",
+        mask is accepted and never passed on. The training loss does not show it.""",
         "Follow the mask from the signature to the softmax, and see where it is lost.",
     ),
     _entry(

@@ -171,6 +171,8 @@ def test_inside_masks_go_only_where_there_are_masks(lesson):
     assert inside(f"{lesson}:right", "--mask", "attend")[0] == 0
     code, text = inside(f"{lesson}:split_heads", "--mask", "block")
     assert code == 2 and "--mask does not go with split_heads" in text
+    code, text = inside(f"{lesson}:right", "--what", "causal_mask", "--mask", "additive")
+    assert code == 2 and 'must be "attend" or "block"' in text
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 """What the appendix shows of the checker, benchmarks/results/checker.json, is that of today."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from support import benchmark
 
 from mha import results
 
@@ -20,12 +19,8 @@ CHEAP = ("none", "mask-multiplied", "bias-missing")
 @pytest.fixture(scope="module")
 def script():
     """benchmarks/checker.py, which records the rows."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    spec = importlib.util.spec_from_file_location("checker", ROOT / "benchmarks/checker.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "benchmarks"))
+    with benchmark("checker") as module:
+        yield module
 
 
 def test_rows_are_those_of_the_specimens(script):
