@@ -284,6 +284,20 @@ class Blocks(Plain):
     assert slugs(check.multi_head_attention(names["Blocks"]), "mistake") == named
 
 
+class Callable:
+    """A function as an object, which cannot stand in a set."""
+
+    def __eq__(self, other):
+        return self is other
+
+    def __call__(self, q, k, v):
+        return (q @ k.mT).softmax(-1) @ v
+
+
+def test_an_object_that_cannot_be_hashed_is_examined():
+    assert slugs(check.attention(Callable()), "mistake") == {"scale-missing"}
+
+
 class AddedAndNormed(Plain):
     def __init__(self, n_head, d_model):
         super().__init__(d_model, n_head)
