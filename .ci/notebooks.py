@@ -40,6 +40,13 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in notebook.cells:
         kept = {key: cell.metadata[key] for key in ("tags", "mystnb") if cell.metadata.get(key)}
+        if "solution" in kept.get(
+            "tags", []
+        ):  # folded: in the book by hide-cell, in Colab as a form
+            kept["tags"] = ["solution", "hide-cell"] + [
+                tag for tag in kept["tags"] if tag not in ("solution", "hide-cell")
+            ]
+            kept["cellView"] = "form"
         cell.metadata = nbformat.from_dict(kept)
     if code and "hide-input" not in code[0].metadata.get("tags", []):
         code[0].metadata["tags"] = [*code[0].metadata.get("tags", []), "hide-input"]

@@ -8,6 +8,7 @@ The learner's code is executed. Nothing it does ends the check: an error, an end
 allocation become findings.
 """
 
+from mha.check.answers import diagnosis, function, prediction
 from mha.check.exercises import (
     causal_mask,
     flash_attention,
@@ -24,6 +25,8 @@ from mha.check.guard import Guard
 from mha.check.lab import SIZES
 from mha.check.modules import Examination
 from mha.check.report import Check, Finding, Report
+from mha.check.transplant import transplant
+from mha.check.unwritten import or_your_turn
 
 __all__ = [
     "Check",
@@ -31,15 +34,19 @@ __all__ = [
     "Report",
     "attention",
     "causal_mask",
+    "diagnosis",
     "flash_attention",
+    "function",
     "grouped_query_attention",
     "kv_cache",
     "merge_heads",
     "multi_head_attention",
     "padding_mask",
     "positional_encoding",
+    "prediction",
     "softmax",
     "split_heads",
+    "transplant",
 ]
 MASKS = ("attend", "block", "additive")
 
@@ -95,4 +102,5 @@ def _examine(kind, subject, declared: dict, seconds: float) -> Report:
     reading = list(exam.reading)
     if guard.unprotected:
         reading.append(guard.unprotected)
-    return Report(name, tuple(exam.findings), tuple(exam.checks), tuple(reading))
+    report = Report(name, tuple(exam.findings), tuple(exam.checks), tuple(reading))
+    return or_your_turn(report, subject)

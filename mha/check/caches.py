@@ -10,6 +10,7 @@ from mha.check.catalogue import finding
 from mha.check.guard import Guard, Stopped
 from mha.check.report import Check, Report
 from mha.check.trial import PLAINER, Question, Wrong, draw, misshapen, near, positions_first, show
+from mha.check.unwritten import or_your_turn
 
 SIZES = {"B": 2, "H": 3, "D": 4}
 ROOM = 16  # slots of a cache that is given its length
@@ -39,7 +40,8 @@ def check(cls, seconds: float) -> Report:
             found.append(finding("question", str(question)))
     if guard.unprotected:
         reading.append(guard.unprotected)
-    return Report(name, tuple(found), tuple(lines), tuple(reading))
+    report = Report(name, tuple(found), tuple(lines), tuple(reading))
+    return or_your_turn(report, cls)
 
 
 class CacheTrial:

@@ -14,6 +14,7 @@ NAME_WIDTH = 50  # columns at most for the name of a check
 LONG = 400  # characters of a name; what is longer is cut
 
 LABELS = {
+    "unwritten": "Your turn",
     "question": "Question",
     "exception": "Error",
     "timeout": "Stopped",
@@ -108,12 +109,14 @@ class Report:
         findings: mistakes and notes, the first cause first.
         checks: what was tried, in its order.
         reading: how the code was understood, such as "mask: True = may attend".
+        said: the result in one line, where it is another than a count of the findings.
     """
 
     subject: str
     findings: tuple[Finding, ...] = ()
     checks: tuple[Check, ...] = ()
     reading: tuple[str, ...] = ()
+    said: str = ""
 
     @property
     def ok(self) -> bool:
@@ -123,6 +126,8 @@ class Report:
     @property
     def headline(self) -> str:
         """The result in one line, without the subject."""
+        if self.said:
+            return self.said
         counts = Counter(found.label for found in self._ordered())
         parts = [_count(number, label.lower()) for label, number in counts.items()]
         parts = [part.replace("1 stopped", "stopped") for part in parts]
@@ -288,7 +293,8 @@ def _styled(text: str, code: str, color: bool) -> str:
 
 
 def _finding_lines(found: Finding, color: bool) -> list[str]:
-    mark, code = ("•", "1;36") if found.severity == "note" else ("✗", "1;31")
+    blamed = found.severity != "note" and found.slug != "unwritten"
+    mark, code = ("✗", "1;31") if blamed else ("•", "1;36")
     title = f"{mark} {found.label}: {_line(found.title)} [{found.slug}]"
     lines = [_styled(title, code, color)]
     for fixed, run in _pieces(found.evidence):
@@ -337,7 +343,8 @@ def _prose(text: str) -> str:
 
 
 def _finding_html(found: Finding) -> str:
-    color = COLORS["neutral" if found.severity == "note" else "negative"]
+    blamed = found.severity != "note" and found.slug != "unwritten"
+    color = COLORS["negative" if blamed else "neutral"]
     parts = [
         '<p style="margin:0 0 .25em"><strong>'
         f'{found.label}: {_html(found.title)}</strong> <code style="color:inherit;background:none;'

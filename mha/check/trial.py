@@ -15,6 +15,7 @@ from mha.check.binding import Question
 from mha.check.catalogue import finding
 from mha.check.guard import Guard, Stopped
 from mha.check.report import Check, Finding, Report
+from mha.check.unwritten import or_your_turn
 
 CLOSE = 1e-4  # of the largest number, for inputs in float32
 
@@ -288,7 +289,8 @@ def examine(fn, body, roles: list, seconds: float, sizes: dict, subject=None) ->
     reading = list(trial.reading) if trial else []
     if guard.unprotected:
         reading.append(guard.unprotected)
-    return Report(name, tuple(findings), tuple(trial.checks if trial else ()), tuple(reading))
+    report = Report(name, tuple(findings), tuple(trial.checks if trial else ()), tuple(reading))
+    return or_your_turn(report, fn if subject is None else subject)
 
 
 # --- words

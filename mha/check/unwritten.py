@@ -1,0 +1,69 @@
+"""Code that is still to be written: a starter of an exercise is no mistake, and is not called one."""
+
+import ast
+import inspect
+import textwrap
+
+from mha.check.report import Finding, Report
+
+OPEN = "Your turn"
+
+
+def your_turn(subject: str, title: str, evidence: str, explanation: str, hint: str = "") -> Report:
+    """The report on something that waits for the learner. It is not ``ok``, and blames nobody."""
+    found = Finding("unwritten", "mistake", title, evidence, explanation, hint=hint)
+    return Report(subject, (found,), said=OPEN.lower())
+
+
+def or_your_turn(report: Report, subject) -> Report:
+    """The same report; where it failed because the code is a starter, one that says so instead."""
+    left = [] if report.ok else unfinished(subject)
+    if not left:
+        return report
+    return your_turn(
+        report.subject,
+        "Nothing is written here yet" if len(left) == 1 else "Something is left to be written",
+        "\n".join(left),
+        "Put your code where that stands, and run the cell again. The check then says what is right "
+        "and what is not.",
+    )
+
+
+def unfinished(subject) -> list[str]:
+    """Where a function or the methods of a class hold a gap: "line 3: ...", one for each.
+
+    A gap is a ``...`` that is no part of an index, a NotImplementedError that is raised, or a body
+    with nothing in it but its docstring. What has no source has no gaps.
+    """
+    kind = subject if inspect.isclass(subject) else type(subject)
+    plain = inspect.isroutine(subject)
+    methods = [subject] if plain else vars(kind).values()
+    functions = [f for f in map(inspect.unwrap, methods) if inspect.isfunction(f)]
+    return [gap for function in functions for gap in _gaps(function)]
+
+
+def _gaps(function) -> list[str]:
+    try:
+        lines, first = inspect.getsourcelines(function)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, TypeError, SyntaxError):
+        return []
+    if not tree.body or not isinstance(tree.body[0], (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return []
+    body = tree.body[0].body
+    documented = isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant)
+    documented = documented and isinstance(body[0].value.value, str)
+    rest = body[1:] if documented else body
+    if all(isinstance(node, ast.Pass) for node in rest):
+        return [f"line {first + body[-1].end_lineno - 1}: `{function.__name__}` has an empty body"]
+    indices = {id(n) for part in ast.walk(tree) if isinstance(part, ast.Subscript)
+               for n in ast.walk(part.slice)}  # fmt: skip
+    gaps = {node.lineno for node in ast.walk(tree) if _is_gap(node) and id(node) not in indices}
+    return [f"line {first + at - 1}: {lines[at - 1].strip()}" for at in sorted(gaps)]
+
+
+def _is_gap(node: ast.AST) -> bool:
+    if isinstance(node, ast.Raise):
+        error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+        return isinstance(error, ast.Name) and error.id == "NotImplementedError"
+    return isinstance(node, ast.Constant) and node.value is Ellipsis
