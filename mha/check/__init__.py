@@ -9,6 +9,7 @@ allocation become findings.
 """
 
 from mha.check.answers import diagnosis, function, prediction
+from mha.check.asked import check_asked
 from mha.check.exercises import (
     causal_mask,
     flash_attention,
@@ -56,6 +57,7 @@ def multi_head_attention(
     *,
     mask: str | None = None,
     weights: dict[str, str] | None = None,
+    asked: tuple[str, ...] = (),
     seconds: float = 20.0,
 ) -> Report:
     """Examine a class or an instance of multi-head attention, and name its mistakes.
@@ -67,27 +69,32 @@ def multi_head_attention(
             added to the scores; by default it is told from names, comments and behaviour.
         weights: which parameter is which map, as {"W_q": "queries.weight", "W_k": ...}; by default
             they are found.
+        asked: what an exercise asks for besides right numbers, names of ``mha.check.asked.ASKED``.
         seconds: after which the learner's code is cut off.
     Returns: a Report. Errors: TypeError or ValueError for options that are none.
     """
-    _check_options(mask, weights)
-    return _examine(Examination, subject, {"mask": mask, "weights": weights}, seconds)
+    _check_options(mask, weights, asked)
+    declared = {"mask": mask, "weights": weights, "asked": asked}
+    return _examine(Examination, subject, declared, seconds)
 
 
-def attention(fn, *, mask: str | None = None, seconds: float = 20.0) -> Report:
+def attention(
+    fn, *, mask: str | None = None, asked: tuple[str, ...] = (), seconds: float = 20.0
+) -> Report:
     """Examine a function fn(query, key, value, mask=None) -> out or (out, weights).
 
     Args:
         fn: takes (B, H, T, D), (B, H, S, D), (B, H, S, D_v), or three or two axes; its arguments
             may be spelled in any usual way.
-        mask, seconds: as in ``multi_head_attention``.
+        mask, asked, seconds: as in ``multi_head_attention``.
     Returns: a Report. Errors: TypeError or ValueError for options that are none.
     """
-    _check_options(mask, None)
-    return _examine(FunctionExamination, fn, {"mask": mask}, seconds)
+    _check_options(mask, None, asked)
+    return _examine(FunctionExamination, fn, {"mask": mask, "asked": asked}, seconds)
 
 
-def _check_options(mask, weights) -> None:
+def _check_options(mask, weights, asked) -> None:
+    check_asked(asked)
     if mask is not None and mask not in MASKS:
         raise ValueError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
     if weights is not None and not isinstance(weights, dict):

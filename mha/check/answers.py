@@ -9,6 +9,7 @@ import difflib
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -48,6 +49,10 @@ def prediction(guess, answer, *, within: float = 0.0) -> Report:
             "guess teaches more than none.",
         )
     truth = answer() if callable(answer) else answer
+    form = _form(guess, truth)
+    if form:
+        text = "The answer is not told yet: say it in that form, and run the cell again."
+        return your_turn("Your prediction", "Your prediction has another form", form, text)
     off = difference(guess, truth, max(within, 1e-9))
     said = f"you said {shown(guess)}, the run says {shown(truth)}"
     if not off:
@@ -61,6 +66,25 @@ def prediction(guess, answer, *, within: float = 0.0) -> Report:
         "Find the step of your reasoning that gave the other value, before you change it.",
     )
     return Report("Your prediction", (found,), said="not what the run says")
+
+
+def _form(guess, truth) -> str:
+    """What a guess must look like to be compared; "" where it does."""
+    for kinds, words in (((bool, np.bool_), "True or False"), ((str,), "a text")):
+        if isinstance(truth, kinds):
+            return "" if isinstance(guess, kinds) else f"{words} is asked for"
+    if _is_number(truth):
+        return "" if _is_number(guess) else "a number is asked for"
+    if isinstance(truth, (list, tuple)):
+        if isinstance(guess, (Tensor, np.ndarray)):
+            guess = guess.tolist()
+        if not isinstance(guess, (list, tuple)):
+            return "several values are asked for, in brackets"
+        if isinstance(truth, list) and len(guess) != len(truth):
+            return f"yours holds {len(guess)} values, and {len(truth)} are asked for"
+        forms = (_form(mine, right) for mine, right in zip(guess, truth, strict=False))
+        return next((form for form in forms if form), "")
+    return ""
 
 
 def _compared(guess, truth) -> str:
@@ -87,7 +111,7 @@ def _is_number(x) -> bool:
 
 
 def _is_shape(x) -> bool:
-    return isinstance(x, (tuple, list)) and bool(x) and all(isinstance(n, int) for n in x)
+    return isinstance(x, tuple) and bool(x) and all(type(n) is int for n in x)
 
 
 # --- diagnoses
@@ -115,7 +139,8 @@ def diagnosis(guess, subject, by: Callable[..., Report] | None = None, **options
             "Read the code, and try it by hand. Then put a name from the checker's table in place "
             "of None, and run the cell again.",
         )
-    named = {guess} if isinstance(guess, str) else set(guess)
+    guesses = guess if isinstance(guess, (list, tuple, set)) else [guess]
+    named = {re.sub(r"[\s_]+", "-", str(one).strip().lower()) for one in guesses}
     unknown = sorted(slug for slug in named if slug not in ENTRIES)
     if unknown:
         return _no_such_name(name, unknown[0])
@@ -316,7 +341,9 @@ def shown(x) -> str:
     if _is_number(x):
         return number(x) if isinstance(x, (float, np.floating)) and math.isfinite(x) else str(x)
     x = tuple(x) if isinstance(x, torch.Size) else x
-    if isinstance(x, (list, tuple)) and any(isinstance(part, (Tensor, float)) for part in x):
+    if isinstance(x, (list, tuple)) and any(
+        isinstance(part, (Tensor, np.ndarray, float)) for part in x
+    ):
         return f"({', '.join(map(shown, x))})"
     text = x.__name__ if callable(x) and hasattr(x, "__name__") else repr(x)
     if " at 0x" in text:

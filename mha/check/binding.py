@@ -353,7 +353,7 @@ def unpack(result, shape: tuple[int, ...], pairs: tuple[int, int]) -> tuple[Tens
     if isinstance(result, Tensor):
         return result, None
     if result is None:
-        raise Malformed("exception", "it returned None: is there a return at its end?")
+        raise Malformed("returns-nothing", "it returned None")
     if hasattr(result, "values") and isinstance(result, dict):
         result = tuple(result.values())
     if not isinstance(result, (tuple, list)):
@@ -455,7 +455,12 @@ class Adapter:
             return self._folded(probe)
         given = self._inputs(probe)
         given.update(self._options(probe))
+        tensors = {m: x for m, x in given.items() if isinstance(x, Tensor) and not x.is_meta}
+        before = {m: x.detach().clone() for m, x in tensors.items()}
         result = self.guard.call(self._run, given)
+        for m, x in before.items():
+            if x.shape != given[m].shape or not bool(((x == given[m]) | (x != x)).all()):
+                self.guard.changed.add(self.arguments.names.get(m, m))
         T, S = probe.sizes
         shape = list(probe.query.shape)
         if probe.query.ndim == 4:
@@ -488,7 +493,8 @@ class Adapter:
             given["memory"] = probe.key
         elif kind == "qkv":
             given.update(key=probe.key, value=probe.value)
-        given = {m: x for m, x in given.items() if m in self.arguments.names}
+        own = {id(x): x.clone() for x in given.values()}  # what is one tensor stays one
+        given = {m: own[id(x)] for m, x in given.items() if m in self.arguments.names}
         if not self.batch_first:
             given = {m: x.transpose(0, 1).contiguous() for m, x in given.items()}
         return given

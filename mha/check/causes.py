@@ -32,6 +32,9 @@ IMPORTS = {
     "einops": "import einops",
     "rearrange": "from einops import rearrange",
     "copy": "import copy",
+    "mha": "import mha",
+    "heads": "from mha import heads",
+    "masks": "from mha import masks",
 }
 SHOWN = 4  # tensors of a line whose shapes are told
 
@@ -715,7 +718,7 @@ KINDS = {
     RecursionError: "A function calls itself without end. In a module, `self(x)` inside `forward` "
     "does that, and so does a property that reads itself.",
     NotImplementedError: "This part is not written yet.",
-    ZeroDivisionError: "A length or a count is 0 here.",
+    ZeroDivisionError: "What is divided by is 0 here: a length or a count, or a number that may be 0.",
     StopIteration: "There is nothing left to take from.",
     MemoryError: "Something grows without end: look for a list or a tensor that is made longer in "
     "a loop.",

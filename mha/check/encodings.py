@@ -33,7 +33,7 @@ LAYOUTS = {"right": "", "pe-halves": "note", "pe-cos-first": "note", "pe-halves-
 OPTIONS = {
     "waves": ["pe-sin-only", "pe-cos-only"],
     "exponent": ["pe-exponent-half", "pe-exponent-double", "pe-own-frequency", "pe-growing",
-                 "pe-exponent-missing", "pe-last-pair"],
+                 "pe-exponent-missing", "pe-last-pair", "pe-exponent-double-own"],
     "start": ["pe-from-one"],
     "unit": ["pe-degrees"],
     "size": ["pe-scaled"],
@@ -42,6 +42,7 @@ SLUGS = {
     "pe-exponent-half": "pe-exponent",
     "pe-exponent-double": "pe-exponent",
     "pe-exponent-missing": "pe-exponent",
+    "pe-exponent-double-own": "pe-exponent",  # 2 * i / E and 2 * (i + 1) / E, with i in twos
     "pe-cos-only": "pe-sin-only",
 }
 
@@ -99,6 +100,7 @@ def encode(T: int, E: int, chosen: dict, layout: str = "right", base: float = 10
     power = {
         "pe-exponent-half": pair / (2 * E),
         "pe-exponent-double": 2 * pair / E,
+        "pe-exponent-double-own": 2 * pair / E,
         "pe-exponent-missing": pair * 0,
         "pe-last-pair": pair / max(E - 2, 1),
         "pe-growing": -pair / E,
@@ -110,6 +112,8 @@ def encode(T: int, E: int, chosen: dict, layout: str = "right", base: float = 10
     cosines = sines
     if exponent == "pe-own-frequency":
         cosines = position * base ** (-(pair + 1) / E) * unit
+    elif exponent == "pe-exponent-double-own":
+        cosines = position * base ** (-2 * (pair + 1) / E) * unit
     waves = chosen.get("waves")
     a = sines.cos() if waves == "pe-cos-only" else sines.sin()
     b = cosines.sin() if waves == "pe-sin-only" else cosines.cos()

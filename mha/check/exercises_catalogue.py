@@ -158,6 +158,14 @@ _ALL = [
         """The function ends without `return`, so its result is None. What it computed is lost.""",
         "End with a return.",
     ),
+    _entry(
+        "not-as-asked",
+        "The numbers are right, and the form is not what was asked for",
+        "05-5-module#how-it-says-no",
+        """Right code may take many forms, and the check accepts the usual ones. The exercise asks for
+        one, because what comes later builds on it.""",
+        "Read the statement again, and compare it with the first line of your function.",
+    ),
     # --- masks
     _entry(
         "mask-all-true",

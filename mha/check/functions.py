@@ -48,6 +48,8 @@ class FunctionLab:
 class FunctionExamination(Examination):
     """One function under examination; the steps are those of a module's that need no parameters."""
 
+    takes = "(B, H, T, D)"
+
     def prepare(self) -> None:
         """Read the signature."""
         self.dtype = torch.float64

@@ -106,13 +106,15 @@ class Guard:
         seconds: the time that all calls together may take.
         sizes: name of an axis -> its length, to explain errors of shape; lengths all different.
 
-    ``unprotected`` says what could not be guarded, or is None. ``printed`` is what was printed.
+    ``unprotected`` says what could not be guarded, or is None. ``printed`` is what was printed, ``changed``
+    names the inputs that were changed in place.
     """
 
     def __init__(self, subject, seconds: float = 10.0, sizes: dict[str, int] | None = None):
         self.subject, self.seconds, self.sizes = subject, seconds, dict(sizes or {})
         self.files = _files(subject)
         self.unprotected: str | None = None
+        self.changed: set[str] = set()  # inputs that the learner's code has changed
         self._left = seconds
         self._running = False
         self._depth = 0
@@ -233,8 +235,10 @@ class Guard:
 
     def _restore_state(self, stack) -> None:
         """Chance, grad mode, number format and threads are as before afterwards."""
-        stack.callback(torch.set_grad_enabled, torch.is_grad_enabled())
+        gradients = torch.is_grad_enabled()
+        stack.callback(torch.set_grad_enabled, gradients)
         stack.enter_context(torch.inference_mode(False))
+        torch.set_grad_enabled(gradients)  # leaving inference mode switches gradients on
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)  # the inputs are small; and new threads would take memory

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from mha.check import binding, caching, maps, masking, search, showing, symptoms, training
+from mha.check import asked, binding, caching, maps, masking, search, showing, symptoms, training
 from mha.check.binding import Adapter, Malformed
 from mha.check.catalogue import finding
 from mha.check.guard import Stopped
@@ -21,7 +21,7 @@ from mha.check.simulate import Maps, Probe, Recipe, interleaved
 BASE = ("inputs", "maps", "use", "bias", "split", "heads", "scores", "scale", "rule", "softmax")
 BASE += ("merge", "out")
 ENDINGS = ("exception", "timeout", "memory", "exit", "question", "wrong-shape", "not-finite")
-ENDINGS += ("batch-mixed", "ambiguous", "dropout-in-eval", "dtype-leak")
+ENDINGS += ("returns-nothing", "batch-mixed", "ambiguous", "dropout-in-eval", "dtype-leak")
 LAYOUT = ("split-dim-major", "merge-dim-major")
 
 
@@ -50,6 +50,8 @@ class Examination:
         self.readings: list[Maps] = []
         self.unused: list[str] = []
 
+    takes = "(B, T, E)"
+
     # --- the steps
 
     def run(self) -> None:
@@ -65,7 +67,7 @@ class Examination:
             self.add(stopped.finding())
             return
         except Malformed as malformed:
-            self.add(finding(malformed.slug, f"Called with (B, T, E), {malformed.what}"))
+            self.add(finding(malformed.slug, f"Called with {self.takes}, {malformed.what}"))
             return
         except Exception as error:
             self.own_fault("reading it", error)
@@ -83,6 +85,8 @@ class Examination:
                 self.add(finding(malformed.slug, malformed.what))
             except Exception as error:
                 self.own_fault(step.__name__.replace("_", " "), error)
+        symptoms.inputs_kept(self)
+        asked.lacking(self, self.declared.get("asked", ()))
         self.explain_rest()
 
     def own_fault(self, doing: str, error: Exception) -> None:
@@ -124,7 +128,7 @@ class Examination:
         self.module = self.make()
         self.lab.believe(self.module)
         if not isinstance(self.module, nn.Module) and not callable(self.module):
-            raise Question("it is no module and cannot be called: pass a class or a function")
+            raise Question("its objects cannot be called: does the class inherit from nn.Module?")
         self.loose = maps.loose_tensors(self.module)
         forward = self.module.forward if isinstance(self.module, nn.Module) else self.module
         if getattr(forward, "__name__", "") == "_forward_unimplemented":

@@ -217,9 +217,10 @@ def head_count(exam) -> None:
         difference = float((exam.call(probe, other)[0] - exam.call(probe)[0]).abs().max())
     except (Stopped, Malformed, RuntimeError, TypeError):
         return  # one matrix for each head: another number of heads has other weights
-    exam.line(
-        name, difference > SMALL, f"2 heads and {exam.lab.sizes['H']} differ by {difference:.1g}"
-    )
+    said = f"2 heads and {exam.lab.sizes['H']} differ by {difference:.1g}"
+    exam.line(name, difference > SMALL, said)
+    if difference <= SMALL and exam.match is not None and not exam.match.slugs:
+        exam.add(finding("heads-ignored", f"{said}: is the number of heads written as a number?"))
 
 
 def effects(exam) -> None:
@@ -281,6 +282,14 @@ def quiet_without_dropout(exam) -> bool:
     probe = exam.lab.probe("self", dtype=exam.dtype)
     first, second = exam.call(probe)[0], exam.call(probe)[0]
     return bool(torch.equal(first.nan_to_num(0.0), second.nan_to_num(0.0)))
+
+
+def inputs_kept(exam) -> None:
+    """What is handed over is as it was after the call."""
+    changed = ", ".join(sorted(exam.guard.changed))
+    if changed:
+        exam.line("the inputs are left as they were", False, changed, "input-changed")
+        exam.add(finding("input-changed", f"another after the call: {changed}"))
 
 
 STEPS = (

@@ -192,6 +192,9 @@ def dropout(exam) -> None:
         drawn, drawn_weights = exam.call(many, module)
     drawn = drawn.double()
     if float((drawn - drawn[:1]).abs().max()) == 0:
+        if not torch.equal(drawn, exam.call(many, module)[0].double()):
+            exam.line(name, None, "all examples of a batch share one draw")
+            return
         exam.line("dropout acts in training", False, "all draws are alike", "dropout-ignored")
         exam.add(
             finding("dropout-ignored", "dropout=0.5, module.train(): all draws are alike", "note")

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from mha import masks
 from mha.check import binding, maps
+from mha.check.asked import FORMS
 from mha.check.binding import Adapter
 from mha.check.guard import Guard
 from mha.check.lab import SIZES
 from mha.check.modules import Examination
 from mha.check.report import Report
 from mha.check.simulate import Maps, Probe, interleaved
+from mha.check.unwritten import or_your_turn
 from mha.multihead import MultiHeadAttention
 
-FORMS = ("B1TS", "BTS", "BHTS", "(BH)TS")  # of masks that differ by example and by query
 CLOSE = 1e-4
 
 
@@ -65,8 +66,10 @@ def _examined(subject, declared: dict, seconds: float) -> Examination:
         exam = Examination(subject, guard, declared)
         exam.run()
     report = Report(subject.__name__, tuple(exam.findings), tuple(exam.checks))
+    report = or_your_turn(report, subject)
     if not report.ok or exam.match is None or exam.match.maps is None:
-        raise ValueError(f"the checker must be content first, and says: {report.headline}")
+        says = "; ".join(found.title for found in report.findings) or report.headline
+        raise ValueError(f"the checker must be content first, and says: {says}")
     if exam.match.maps.around is not None:
         raise ValueError(f"attention alone is wanted, and {exam.match.maps.around.says}")
     if exam.kind != "qkv":
@@ -148,6 +151,8 @@ class Transplanted(nn.Module):
 
 class Unguarded:
     """Calls without a limit: the checker was content with the code."""
+
+    changed: set[str] = set()
 
     @staticmethod
     def call(function, *args, **kwargs):

@@ -32,14 +32,23 @@ def or_your_turn(report: Report, subject) -> Report:
 def unfinished(subject) -> list[str]:
     """Where a function or the methods of a class hold a gap: "line 3: ...", one for each.
 
-    A gap is a ``...`` that is no part of an index, a NotImplementedError that is raised, or a body
-    with nothing in it but its docstring. What has no source has no gaps.
+    A gap is a ``...`` in the place of a value or at the end of a block, a NotImplementedError that is
+    raised, or a body with nothing in it but its docstring. One in a constructor counts only beside
+    others: who has written the rest has written what was to be there above it. What has no source
+    has no gaps.
     """
     kind = subject if inspect.isclass(subject) else type(subject)
-    plain = inspect.isroutine(subject)
-    methods = [subject] if plain else vars(kind).values()
+    if inspect.isroutine(subject):
+        methods = [subject]
+    else:
+        methods = (
+            [] if kind.__module__.partition(".")[0] in ("torch", "numpy") else vars(kind).values()
+        )
     functions = [f for f in map(inspect.unwrap, methods) if inspect.isfunction(f)]
-    return [gap for function in functions for gap in _gaps(function)]
+    found = {function.__name__: _gaps(function) for function in functions}
+    if set(name for name, gaps in found.items() if gaps) <= {"__init__"}:
+        return []
+    return [gap for gaps in found.values() for gap in gaps]
 
 
 def _gaps(function) -> list[str]:
@@ -56,14 +65,29 @@ def _gaps(function) -> list[str]:
     rest = body[1:] if documented else body
     if all(isinstance(node, ast.Pass) for node in rest):
         return [f"line {first + body[-1].end_lineno - 1}: `{function.__name__}` has an empty body"]
-    indices = {id(n) for part in ast.walk(tree) if isinstance(part, ast.Subscript)
-               for n in ast.walk(part.slice)}  # fmt: skip
-    gaps = {node.lineno for node in ast.walk(tree) if _is_gap(node) and id(node) not in indices}
+    gaps = {node.lineno for node in _places(tree)}
     return [f"line {first + at - 1}: {lines[at - 1].strip()}" for at in sorted(gaps)]
 
 
-def _is_gap(node: ast.AST) -> bool:
-    if isinstance(node, ast.Raise):
-        error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
-        return isinstance(error, ast.Name) and error.id == "NotImplementedError"
+def _places(tree: ast.AST):
+    """The nodes that are gaps. An Ellipsis in an index or a list means something to PyTorch."""
+    for node in ast.walk(tree):
+        for field, value in ast.iter_fields(node):
+            if isinstance(value, ast.AST) and _is_dots(value) and not isinstance(node, ast.Expr):
+                if not isinstance(node, ast.Subscript):
+                    yield value
+            elif isinstance(value, list) and isinstance(node, ast.Call):
+                yield from filter(_is_dots, value)
+            elif field in ("body", "orelse", "finalbody") and isinstance(value, list) and value:
+                returns = any(isinstance(statement, ast.Return) for statement in value)
+                last = value[-1]
+                if isinstance(last, ast.Expr) and _is_dots(last.value) and not returns:
+                    yield last
+        if isinstance(node, ast.Raise):
+            error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            if isinstance(error, ast.Name) and error.id == "NotImplementedError":
+                yield node
+
+
+def _is_dots(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and node.value is Ellipsis

@@ -54,16 +54,33 @@ def test_right_predictions(guess, answer):
         ((3, 2), (2, 3), "their order"),
         ((2, 3), (2, 3, 4), "2 axes, the result 3"),
         ((2, 5, 4), (2, 3, 4), "axis 1"),
-        ("yes", True, "True or False"),
         ([1, 2], torch.tensor([1, 3]), "[1]"),
+        ([1, 2], [1, 3], "at place 1"),
         (1, torch.ones(2), "shape"),
-        ("a", 3, "a number is asked for"),
     ],
 )
 def test_a_wrong_prediction_is_told_how_it_differs(guess, answer, said):
     report = check.prediction(guess, answer)
     assert not report.ok and said in report.text()
     assert [found.slug for found in report.findings] == ["prediction-off"]
+
+
+@pytest.mark.parametrize(
+    ("guess", "answer", "said"),
+    [
+        ("yes", True, "True or False"),
+        (1, True, "True or False"),
+        ("a", 3, "a number is asked for"),
+        ("16, 65", [16, 65], "several values"),
+        ([16, 65], [16, 65, 520], "2 values, and 3"),
+        ([None, 65], [16, 65], "a number"),
+        (3, "key", "a text"),
+    ],
+)
+def test_a_guess_of_another_form_learns_no_answer(guess, answer, said):
+    report = check.prediction(guess, answer)
+    assert not report.ok and said in report.text() and "the run says" not in report.text()
+    assert [found.slug for found in report.findings] == ["unwritten"]
 
 
 def test_within_is_relative_to_the_answer():
@@ -89,6 +106,7 @@ def test_the_right_diagnosis_shows_the_finding_as_a_note():
         ("scale-missing", "note")
     ]
     assert check.diagnosis(["scale-missing"], unscaled).ok
+    assert check.diagnosis(" Scale_missing ", unscaled).ok
 
 
 def test_a_wrong_diagnosis_gets_a_hint_and_not_the_name():
@@ -110,7 +128,8 @@ def test_one_of_two_is_not_enough():
 def test_names_that_do_not_exist_are_answered_by_those_that_do():
     report = check.diagnosis("scale-mising", unscaled)
     assert not report.ok and "scale-missing" in report.text()
-    assert not check.diagnosis("qwertyuiop", unscaled).ok
+    for guess in ("qwertyuiop", "", 5, True, ["scale-missing", 3], unscaled):
+        assert check.diagnosis(guess, unscaled).findings[0].slug == "diagnosis-unknown"
 
 
 def test_mended_code_passes_whatever_was_guessed():
@@ -215,6 +234,7 @@ def test_values_are_shown_in_few_characters():
     assert shown(torch.Size([2, 3])) == "(2, 3)" and shown(0.12345678) == "0.1235"
     assert len(shown("x" * 1000)) <= 200 and shown(double) == "double"
     assert "0x" not in shown(object())
+    assert shown((np.ones(2), 0.5)) == "([1 1], 0.5)" and shown([1, 2]) == "[1, 2]"
 
 
 # --- code that is still to be written
@@ -295,9 +315,59 @@ def test_code_that_is_right_may_keep_its_dots():
     assert check.split_heads(split_heads).ok
 
 
+def below(x, num_heads):
+    ...
+    return x.reshape(x.shape[0], num_heads, x.shape[1], -1)
+
+
+def above(x, num_heads):
+    return x.reshape(x.shape[0], num_heads, x.shape[1], -1)
+    ...
+
+
+class Around(EmptyCache):
+    def __init__(self):
+        self.k = None
+        ...
+
+    def append(self, k, v):
+        self.k = k
+        return k, v
+
+
+def test_dots_that_were_left_above_or_below_hide_no_mistake():
+    for written in (below, above):
+        report = check.split_heads(written)
+        assert [found.slug for found in report.findings] == ["split-no-transpose"]
+    assert "cache-overwrites" in check.kv_cache(Around).text()
+
+
+def test_dots_among_numbers_are_no_gap():
+    def attention(query, key, value):
+        w = torch.einsum(query, [..., 0, 1], key, [..., 2, 1], [..., 0, 2]).softmax(-1)
+        return w @ value
+
+    assert [found.slug for found in check.attention(attention).findings] == ["scale-missing"]
+
+
+def test_a_result_handed_over_in_place_of_a_function_is_no_starter():
+    assert "your turn" not in check.softmax(torch.ones(2)).text()
+
+
 def test_wrong_code_without_a_gap_is_a_mistake():
     def split_heads(x, num_heads):
         return x[..., :].unflatten(-1, (num_heads, -1))
 
     report = check.split_heads(split_heads)
     assert [found.slug for found in report.findings] == ["split-heads-behind"]
+
+
+def test_learners_code_runs_in_the_grad_mode_of_the_caller():
+    def mode(x):
+        return torch.is_grad_enabled()
+
+    with torch.no_grad():
+        assert check.function(mode, lambda x: False, (1,)).ok
+    with torch.inference_mode():
+        assert check.function(mode, lambda x: False, (1,)).ok
+    assert check.function(mode, lambda x: True, (1,)).ok and torch.is_grad_enabled()

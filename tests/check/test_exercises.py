@@ -530,6 +530,17 @@ def pe_double_power(length, dim):
     return _pe(length, dim, lambda i: 4 * i / dim)
 
 
+@case("positional_encoding", "pe-exponent")
+def pe_two_loops(max_len, d_model):
+    """As much copied code has it: i counts in twos, and is doubled once more."""
+    pe = torch.zeros(max_len, d_model)
+    for pos in range(max_len):
+        for i in range(0, d_model, 2):
+            pe[pos, i] = math.sin(pos / 10000 ** (2 * i / d_model))
+            pe[pos, i + 1] = math.cos(pos / 10000 ** (2 * (i + 1) / d_model))
+    return pe
+
+
 @case("positional_encoding", "pe-growing")
 def pe_growing(length, dim):
     return _pe(length, dim, lambda i: -2 * i / dim)
@@ -648,6 +659,21 @@ class CacheHeadsAxis(CacheCat):
         self.k = k if self.k is None else torch.cat([self.k, k], dim=1)
         self.v = v if self.v is None else torch.cat([self.v, v], dim=1)
         return self.k, self.v
+
+
+@case("kv_cache", "wrong-shape")
+class OneStepAtATime:
+    """Counts calls where tokens are meant; two caches share nothing."""
+
+    def __init__(self, batch_size, num_heads, max_len, head_dim):
+        self.k, self.v = torch.zeros(2, batch_size, num_heads, max_len, head_dim).unbind()
+        self.length = 0
+
+    def append(self, k, v):
+        end = self.length + k.shape[2]
+        self.k[:, :, self.length : end], self.v[:, :, self.length : end] = k, v
+        self.length += 1
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
 
 
 @case("kv_cache", "cache-order")
@@ -1026,7 +1052,7 @@ def padding_for_each_query(valid_lens, T, S):
 
 def test_every_entry_of_the_exercises_is_reached_by_a_case_or_listed():
     named = {word for p in CASES for word in [*p.values[2].split(), *p.values[3]]}
-    rare = {"split-last-swapped", "mask-all-false", "padding-left", "gqa-reversed",
+    rare = {"not-as-asked", "split-last-swapped", "mask-all-false", "padding-left", "gqa-reversed",
             "gqa-queries-averaged", "flash-rescale-reversed", "flash-causal-skips"}  # fmt: skip
     assert set(ENTRIES) - named == rare
 

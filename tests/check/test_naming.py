@@ -395,7 +395,7 @@ def test_the_report_is_the_same_each_time():
 
 BROKEN = {
     "undefined": ("exception", "name 'qq' is not defined"),
-    "no_return": ("exception", "returned None"),
+    "no_return": ("returns-nothing", "returned None"),
     "endless": ("timeout", "stopped after"),
     "huge": ("memory", ""),
     "leaves": ("exit", ""),
@@ -448,3 +448,25 @@ def test_the_checker_loads_nothing_until_it_is_used():
     code = "import sys, mha; print('mha.check' in sys.modules); mha.check; print('mha.check' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]
+
+
+def test_a_dropout_whose_draws_all_examples_share_is_not_called_ignored():
+    class Mixing(nn.Module):
+        """Axes 0 and 2 exchanged, so the weights have no axis for the batch."""
+
+        def __init__(self, d_model, nhead, dropout=0.0):
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(d_model, d_model) for _ in range(4))
+            self.dropout = nn.Dropout(dropout)
+
+        def forward(self, query, key, value):
+            q, k, v = (
+                part(x).transpose(0, 2)
+                for part, x in ((self.q, query), (self.k, key), (self.v, value))
+            )
+            weights = self.dropout((q @ k.mT).softmax(-1))
+            return self.o((weights @ v).transpose(0, 2))
+
+    report = check.multi_head_attention(Mixing)
+    slugs = [found.slug for found in report.findings]
+    assert "batch-mixed" in slugs and "dropout-ignored" not in slugs
