@@ -32,6 +32,15 @@ def stable_ids(notebook: nbformat.NotebookNode) -> None:
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
 
 
+def fold(metadata: dict) -> None:
+    """Fold a solution: in the book by the tag hide-cell, in Colab as a form."""
+    others = [tag for tag in metadata["tags"] if tag not in ("solution", "hide-cell")]
+    metadata["tags"] = ["solution", "hide-cell", *others]
+    metadata["cellView"] = "form"
+    prompts = {"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
+    metadata["mystnb"] = {**metadata.get("mystnb", {}), **prompts}
+
+
 def tidy(notebook: nbformat.NotebookNode) -> None:
     """Leave in the metadata only what readers and tools need."""
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
@@ -40,13 +49,8 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in notebook.cells:
         kept = {key: cell.metadata[key] for key in ("tags", "mystnb") if cell.metadata.get(key)}
-        if "solution" in kept.get(
-            "tags", []
-        ):  # folded: in the book by hide-cell, in Colab as a form
-            kept["tags"] = ["solution", "hide-cell"] + [
-                tag for tag in kept["tags"] if tag not in ("solution", "hide-cell")
-            ]
-            kept["cellView"] = "form"
+        if "solution" in kept.get("tags", []):
+            fold(kept)
         cell.metadata = nbformat.from_dict(kept)
     if code and "hide-input" not in code[0].metadata.get("tags", []):
         code[0].metadata["tags"] = [*code[0].metadata.get("tags", []), "hide-input"]

@@ -112,6 +112,20 @@ def test_cell_ids_follow_the_source():
     assert names[:1] + names[2:] == [cell.id for cell in first.cells]
 
 
+def test_solutions_are_folded_in_the_book_and_in_colab():
+    cells = [nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("2")]
+    cells[1].metadata["tags"] = ["nbval-ignore-output", "solution"]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    for _ in range(2):  # tidying twice changes nothing more
+        script("notebooks").tidy(notebook)
+        assert notebook.cells[0].metadata == {"tags": ["hide-input"]}
+        assert notebook.cells[1].metadata == {
+            "tags": ["solution", "hide-cell", "nbval-ignore-output"],
+            "cellView": "form",
+            "mystnb": {"code_prompt_show": "Solution", "code_prompt_hide": "Solution"},
+        }
+
+
 @pytest.fixture
 def small_notebook(tmp_path):
     first_cell = (ROOT / "tests/book/first_cell.py").read_text(encoding="utf8")

@@ -139,7 +139,9 @@ def test_appendix_opens_with_chinese_title(path):
 def test_has_the_fixed_endings(path):
     headings = re.findall(r"^## (.+)$", markdown(path), flags=re.MULTILINE)
     endings = (
-        ["Summary", "Exercises", "References"] if path in CHAPTERS else ["Summary", "References"]
+        ["Summary", "Quiz", "Exercises", "References"]
+        if path in CHAPTERS
+        else ["Summary", "References"]
     )
     assert headings[-len(endings) :] == endings
 
