@@ -448,6 +448,7 @@ class Adapter:
     key_form: MaskForm | None = None
     heads: int = 1
     extra: dict = field(default_factory=dict)
+    watch: bool = True  # hand over copies, and note on the guard which of them were changed
 
     def __call__(self, probe: Probe) -> tuple[Tensor, Tensor | None]:
         """Output and weights for a probe, batch first, as a module or function gives them."""
@@ -456,7 +457,7 @@ class Adapter:
         given = self._inputs(probe)
         given.update(self._options(probe))
         tensors = {m: x for m, x in given.items() if isinstance(x, Tensor) and not x.is_meta}
-        before = {m: x.detach().clone() for m, x in tensors.items()}
+        before = {m: x.detach().clone() for m, x in tensors.items()} if self.watch else {}
         result = self.guard.call(self._run, given)
         for m, x in before.items():
             if x.shape != given[m].shape or not bool(((x == given[m]) | (x != x)).all()):
@@ -493,8 +494,10 @@ class Adapter:
             given["memory"] = probe.key
         elif kind == "qkv":
             given.update(key=probe.key, value=probe.value)
-        own = {id(x): x.clone() for x in given.values()}  # what is one tensor stays one
-        given = {m: own[id(x)] for m, x in given.items() if m in self.arguments.names}
+        given = {m: x for m, x in given.items() if m in self.arguments.names}
+        if self.watch:
+            own = {id(x): x.clone() for x in given.values()}  # what is one tensor stays one
+            given = {m: own[id(x)] for m, x in given.items()}
         if not self.batch_first:
             given = {m: x.transpose(0, 1).contiguous() for m, x in given.items()}
         return given

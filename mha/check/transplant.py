@@ -102,7 +102,7 @@ class Transplanted(nn.Module):
         self.is_causal, self.num_heads = ours.is_causal, ours.num_heads
         self._adapter = Adapter(
             self.module, exam.arguments, Unguarded(), exam.batch_first, exam.axes,
-            exam.mask_form, exam.key_form, ours.num_heads,
+            exam.mask_form, exam.key_form, ours.num_heads, watch=False,
         )  # fmt: skip
         _write(exam, self.module, sizes, ours)
         self.train(ours.training)
@@ -152,8 +152,6 @@ class Transplanted(nn.Module):
 class Unguarded:
     """Calls without a limit: the checker was content with the code."""
 
-    changed: set[str] = set()
-
     @staticmethod
     def call(function, *args, **kwargs):
         """What it returns."""
@@ -172,7 +170,7 @@ def _write(exam: Examination, module: nn.Module, sizes: dict, ours: MultiHeadAtt
     tensors = list(_numbers(module, exam.loose))
     ends = torch.tensor([0, *(x.numel() for x in tensors)]).cumsum(0).tolist()
     order = torch.randperm(ends[-1], generator=torch.Generator().manual_seed(0))
-    coded = copy.deepcopy(module).double()
+    coded = copy.deepcopy(module).cpu().double()
     for x, a, b in zip(_numbers(coded, exam.loose), ends, ends[1:], strict=False):
         x.data.copy_(order[a:b].reshape(x.shape))
     read = _same_reading(exam, coded, sizes)

@@ -6,13 +6,11 @@ import textwrap
 
 from mha.check.report import Finding, Report
 
-OPEN = "Your turn"
-
 
 def your_turn(subject: str, title: str, evidence: str, explanation: str, hint: str = "") -> Report:
     """The report on something that waits for the learner. It is not ``ok``, and blames nobody."""
     found = Finding("unwritten", "mistake", title, evidence, explanation, hint=hint)
-    return Report(subject, (found,), said=OPEN.lower())
+    return Report(subject, (found,), said="your turn")
 
 
 def or_your_turn(report: Report, subject) -> Report:
