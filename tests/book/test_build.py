@@ -15,7 +15,10 @@ FILES = {
     "_config.yml": "title: x",
     "_toc.yml": "root: chapters/index",
     "chapters/index.md": "# Title",
+    "chapters/_static/book.css": "",
+    "package-lock.json": "{}",
     ".ci/book.py": "",
+    ".ci/sphinx/extension.py": "",
 }
 
 
@@ -26,13 +29,13 @@ def build(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     module = script("book")
-    module.calls, module.status = [], 0
+    module.calls, module.pages_kept, module.status = [], [], 0
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "BUILD", tmp_path / "_build")
 
     def run(command, **_):
         module.calls.append((tmp_path / "_build/.jupyter_cache/chapter").exists())
-        assert not (tmp_path / "_build/html").exists()  # pages are always rendered afresh
+        module.pages_kept.append((tmp_path / "_build/html/index.html").exists())
         for made in ("html/index.html", ".jupyter_cache/chapter"):
             (tmp_path / "_build" / made).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "_build" / made).touch()
@@ -50,12 +53,22 @@ def test_second_build_does_nothing_and_says_where_the_page_is(build, capsys):
     assert last.startswith("The book is at file://") and last.endswith("/_build/html/index.html")
 
 
-@pytest.mark.parametrize("name", ["chapters/index.md", "_config.yml", "_toc.yml"])
-def test_changed_prose_keeps_the_executed_chapters(build, name):
+def test_changed_prose_keeps_the_executed_chapters_and_the_other_pages(build):
+    build.main()
+    (build.ROOT / "chapters/index.md").write_text("changed")
+    build.main()
+    assert build.calls == build.pages_kept == [False, True]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in FILES if n.startswith((".", "_", "pack", "chapters/_"))]
+)
+def test_changed_frame_keeps_the_executed_chapters_but_no_page(build, name):
     build.main()
     (build.ROOT / name).write_text("changed")
     build.main()
     assert build.calls == [False, True]
+    assert build.pages_kept == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +100,7 @@ def test_failed_build_is_repeated_until_it_passes(build):
     build.status = 0
     assert build.main() == 0
     assert build.calls == [False, True, True]
+    assert build.pages_kept == [False, False, False]
 
 
 def test_change_that_is_taken_back_after_a_failure_is_built_again(build):
@@ -98,7 +112,7 @@ def test_change_that_is_taken_back_after_a_failure_is_built_again(build):
     page.write_text(FILES["chapters/index.md"])
     build.status = 0
     assert build.main() == 0
-    assert len(build.calls) == 3
+    assert build.pages_kept == [False, True, False]
 
 
 def test_cell_ids_follow_the_source():
