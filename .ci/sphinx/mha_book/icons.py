@@ -43,12 +43,14 @@ def draw_all(app: Sphinx, error: Exception | None) -> None:
     """In every page: pictures for marks, and no script; then the files that nobody asks for go."""
     if error is not None or app.builder.format != "html":
         return
+    static = Path(app.outdir) / "_static"
     for page in Path(app.outdir).rglob("*.html"):
+        if page.is_relative_to(static):
+            continue  # templates of the theme, which no reader opens
         text = page.read_text(encoding="utf8")
         new = PRELOAD.sub("", SCRIPT.sub("", MARK.sub(drawn, text)))
         if new != text:
             page.write_text(new, encoding="utf8")
-    static = Path(app.outdir) / "_static"
     for name in LEFT_OUT:
         path = static / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ global.MathJax = {
   // A name that TeX does not know is a mistake, not red text.
   tex: { packages: { "[-]": ["noundefined", "noerrors"] } },
   chtml: { fontURL: "fonts", adaptiveCSS: false },
-  options: { enableMenu: false },
   startup: { typeset: false },
 };
 require(path.join(root, "startup.js"));

@@ -61,8 +61,7 @@ class Typesetter:
     def close(self) -> None:
         """End the process."""
         if self.process is not None:
-            self.process.stdin.close()
-            self.process.wait(timeout=10)
+            self.process.communicate(timeout=10)  # no more questions: it ends
             self.process = None
 
 
