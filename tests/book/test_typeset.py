@@ -115,3 +115,9 @@ def test_what_is_no_icon_stays():
 def test_an_unknown_icon_is_an_error():
     with pytest.raises(FileNotFoundError, match="no-such-icon"):
         icons.MARK.sub(icons.drawn, '<i class="fas fa-no-such-icon"></i>')
+
+
+def test_formulas_are_not_searched(built, tmp_path):
+    built("# Alpha\n\nPlain $\\frac{Q}{\\sum}$ words.\n\n$$\n\\sqrt{D}\n$$\n")
+    index = (tmp_path / "out/html/searchindex.js").read_text()
+    assert '"plain"' in index and not re.search(r'"(frac|sum|sqrt)"', index)

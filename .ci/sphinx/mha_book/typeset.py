@@ -68,16 +68,21 @@ class Typesetter:
 TYPESETTER = Typesetter()
 
 
+def keep_from_search(_app: Sphinx, doctree: nodes.document, _docname: str) -> None:
+    """Move each formula's TeX out of its text: nobody searches the book for "frac"."""
+    for node in doctree.findall(is_formula):
+        node["tex"], node.children = node.astext(), []
+
+
 def visit_inline(self: HTML5Translator, node: nodes.math) -> None:
     self.body.append(self.starttag(node, "span", "", CLASS="math notranslate nohighlight"))
-    self.body.append(TYPESETTER.html(node.astext(), False, node) + "</span>")
+    self.body.append(TYPESETTER.html(node["tex"], False, node) + "</span>")
     raise nodes.SkipNode
 
 
 def visit_display(self: HTML5Translator, node: nodes.math_block) -> None:
     """A formula on lines of its own; its number, from ``\\tag`` or a label, stands at the right."""
-    tex, tags = node.astext().strip(), TAG.findall(node.astext())
-    tex = TAG.sub("", tex)
+    tags, tex = TAG.findall(node["tex"]), TAG.sub("", node["tex"]).strip()
     if r"\\" in tex and not node["nowrap"]:
         tex = rf"\begin{{split}}{tex}\end{{split}}"
     number = tags[0] if tags else node["number"] and get_node_equation_number(self, node)
@@ -121,5 +126,6 @@ def copy_style(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("typeset", (visit_inline, None), (visit_display, None))
+    app.connect("doctree-resolved", keep_from_search, priority=900)  # after all that reads it
     app.connect("html-page-context", add_style)
     app.connect("build-finished", copy_style)
