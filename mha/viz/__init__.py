@@ -1,6 +1,7 @@
 """Figures of attention that follow the page: light or dark, wide or narrow."""
 
 from mha.viz.controls import live
+from mha.viz.explorer import AttentionExplorer
 from mha.viz.images import image_attention
 from mha.viz.masks import mask
 from mha.viz.plots import curves, show, subplots
@@ -11,6 +12,7 @@ from mha.viz.translating import sentence_table, translate_field
 from mha.viz.weights import head_grid, heatmap
 
 __all__ = [
+    "AttentionExplorer",
     "COLORS",
     "HEAD_COLORS",
     "INK",

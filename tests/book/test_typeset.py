@@ -17,6 +17,7 @@ sys.path.insert(0, {path!r})
 extensions = ["myst_parser", "typeset_only"]
 myst_enable_extensions = ["amsmath", "dollarmath"]
 html_math_renderer = "typeset"
+html_sidebars = {{"**": ["localtoc.html"]}}
 """
 SHIM = "def setup(app):\n    from mha_book import typeset\n    typeset.setup(app)\n"
 
@@ -121,3 +122,9 @@ def test_formulas_are_not_searched(built, tmp_path):
     built("# Alpha\n\nPlain $\\frac{Q}{\\sum}$ words.\n\n$$\n\\sqrt{D}\n$$\n")
     index = (tmp_path / "out/html/searchindex.js").read_text()
     assert '"plain"' in index and not re.search(r'"(frac|sum|sqrt)"', index)
+
+
+def test_a_formula_in_a_title_is_typeset_in_the_contents_too(built):
+    page, warnings = built("# A\n\n## The root $\\sqrt{D}$\n\nText.\n\n## Next\n\nText.\n")
+    assert not warnings
+    assert len(page.select("mjx-container")) == 2  # the heading, and the list at the side

@@ -74,15 +74,20 @@ def keep_from_search(_app: Sphinx, doctree: nodes.document, _docname: str) -> No
         node["tex"], node.children = node.astext(), []
 
 
+def source(node: nodes.Node) -> str:
+    """The TeX of a formula; in a title that a list of contents repeats it is still the text."""
+    return node.get("tex") or node.astext()
+
+
 def visit_inline(self: HTML5Translator, node: nodes.math) -> None:
     self.body.append(self.starttag(node, "span", "", CLASS="math notranslate nohighlight"))
-    self.body.append(TYPESETTER.html(node["tex"], False, node) + "</span>")
+    self.body.append(TYPESETTER.html(source(node), False, node) + "</span>")
     raise nodes.SkipNode
 
 
 def visit_display(self: HTML5Translator, node: nodes.math_block) -> None:
     """A formula on lines of its own; its number, from ``\\tag`` or a label, stands at the right."""
-    tags, tex = TAG.findall(node["tex"]), TAG.sub("", node["tex"]).strip()
+    tags, tex = TAG.findall(source(node)), TAG.sub("", source(node)).strip()
     if r"\\" in tex and not node["nowrap"]:
         tex = rf"\begin{{split}}{tex}\end{{split}}"
     number = tags[0] if tags else node["number"] and get_node_equation_number(self, node)
