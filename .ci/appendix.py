@@ -2,9 +2,10 @@
 
     python .ci/appendix.py
 
-- chapters/appendix-figures.md: every figure, by the section it stands in, its title and the first
-  sentence of its description, cut between two clauses where it is long;
-- the end of chapters/bibliography.md: the chapters that cite each work.
+- chapters/appendix-figures.md: every figure, by the section it stands in, its number and the first
+  sentence of its caption, cut between two clauses where it is long; then the numbered formulas;
+- the end of chapters/bibliography.md: the chapters that cite each work;
+- chapters/appendix-map.md, by chapter_map.py, and chapters/appendix-licenses.md, by licenses.py.
 """
 
 import html
@@ -13,52 +14,21 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+import chapter_map
+import licenses
 import nbformat
-import yaml
-from markdown_it import MarkdownIt
-from myst_parser.mdit_to_docutils.base import default_slugify
 from pybtex.database import Entry, parse_file
+from sources import ROOT, cells, chapters, headings, markdown, number, title
 
-ROOT = Path(__file__).resolve().parent.parent
 FIGURES, WORKS = (ROOT / f"chapters/{name}.md" for name in ("appendix-figures", "bibliography"))
 SHORT, LONG = 40, 140  # characters
+TAG = re.compile(r"\\tag\{([\d.]+)\}")
+CAPTION = re.compile(r"^\*\*Figure ([\d.]+)\.\*\* (.+)$", re.MULTILINE)
 FIGURES_HEAD = """# List of figures · 插图目录
 
-Every figure of the book, by chapter and section, with its title and the first words of its description.
+The figures of the book's main text, by chapter and section, with the first words of their captions. The numbered formulas follow them.
 """
 CITED_HEAD = "## Cited where used · 引用处\n"
-
-
-def chapters() -> list[Path]:
-    """The chapters that are notebooks, in the order of `_toc.yml`."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
-    names = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
-    return [path for name in names if (path := ROOT / f"{name}.ipynb").exists()]
-
-
-def markdown(path: Path) -> str:
-    """The prose of one chapter."""
-    cells = nbformat.read(path, as_version=4).cells
-    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-
-
-def headings(text: str) -> list[tuple[str, str]]:
-    """The headings of a text and the anchors that the book gives them, in order."""
-    tokens = MarkdownIt("commonmark").parse(text)
-    found: list[tuple[str, str]] = []
-    for before, inline in zip(tokens, tokens[1:], strict=False):
-        if before.type == "heading_open":
-            parts = [c.content for c in inline.children if c.type in ("text", "code_inline")]
-            anchor, count = default_slugify("".join(parts)), 1
-            while anchor in {taken for _, taken in found}:
-                anchor, count = f"{anchor}-{count}", count + 1
-            found.append((inline.content, anchor))
-    return found
-
-
-def title(path: Path) -> str:
-    """The title of one chapter, with its number."""
-    return headings(markdown(path))[0][0]
 
 
 def descriptions(cell: nbformat.NotebookNode) -> Iterator[str]:
@@ -76,25 +46,59 @@ def descriptions(cell: nbformat.NotebookNode) -> Iterator[str]:
 
 
 def figures(path: Path) -> list[tuple[str, str, str]]:
-    """Section, its anchor and the description of each figure of one chapter."""
-    found, text = [], ""
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "markdown":
-            text += cell.source + "\n\n"
+    """Section, its anchor and the text of each figure of one chapter, in order.
+
+    The text is "Figure 4.2.1. " and the caption that stands below the cell, or the description of
+    a figure without a number, unless that belongs to an exercise.
+    """
+    places, passed = headings(markdown(path)), 0
+    found, shown = [], []  # shown: the texts of the cell above, until its caption is looked for
+    for cell in cells(path):
+        place = places[max(0, passed - 1)]
+        found += [(*place, text) for text in shown if cell.cell_type == "code"]
+        if cell.cell_type == "code":
+            own = any(title == "Exercises" for title, _ in places[:passed])
+            shown = [] if own else [short(plain(text)) for text in descriptions(cell)]
         else:
-            found += [(*headings(text)[-1], description) for description in descriptions(cell)]
-    return found
+            captions = [f"Figure {n}. {short(said)}" for n, said in CAPTION.findall(cell.source)]
+            found += [(*place, text) for text in captions or shown]
+            passed, shown = passed + len(headings(cell.source)), []
+    return found + [(*places[-1], text) for text in shown]
 
 
-def short(description: str) -> str:
-    """Title and first sentence, cut between two clauses if long; nothing in it is markup."""
-    sentences = re.split(r"(?<=[^.\d]\.) (?=[A-Z])", description)
-    text = " ".join(sentences[:2]) if len(sentences[0]) < SHORT else sentences[0]
-    if len(text) > LONG:
-        ends = [match.start() for match in re.finditer(r"[,;:] ", text[:LONG])]
-        outside = [end for end in ends if text[:end].count("(") == text[:end].count(")")]
-        text = text[: outside[-1] if outside else LONG] + " …"
+def plain(text: str) -> str:
+    """`text` as markdown in which nothing is markup."""
     return re.sub(r"([\\`*_\[\]<>$])", r"\\\1", text)
+
+
+def whole(text: str) -> bool:
+    """Whether no parenthesis, formula or piece of code is still open at the end of `text`."""
+    text = text.replace("\\$", "").replace("\\`", "")
+    return text.count("(") == text.count(")") and not text.count("$") % 2 + text.count("`") % 2
+
+
+def short(text: str) -> str:
+    """Title and first sentence, cut between two clauses if long."""
+    ends = [
+        m.start()
+        for m in re.finditer(r"(?<=[^.\d]\.) (?=[A-Z`$])", text)
+        if whole(text[: m.start()])
+    ]
+    ends = ends[1:] if ends and ends[0] < SHORT else ends
+    text = text[: ends[0]] if ends else text
+    if len(text) > LONG:
+        clauses = [m.start() for m in re.finditer(r"[,;:] ", text[:LONG])]
+        clauses = [end for end in clauses if whole(text[:end])]
+        text = text[: clauses[-1] if clauses else text.rindex(" ", 0, LONG)] + " …"
+    return text
+
+
+def equations(path: Path) -> list[tuple[str, str, list[str]]]:
+    """Section, its anchor and the numbers of its numbered formulas, for one chapter."""
+    text, places = markdown(path), headings(markdown(path))
+    tags = [(len(headings(text[: m.start()])) - 1, m[1]) for m in TAG.finditer(text)]
+    by_section = groupby(tags, key=lambda tag: tag[0])
+    return [(*places[place], [number for _, number in found]) for place, found in by_section]
 
 
 def figures_page() -> str:
@@ -105,8 +109,13 @@ def figures_page() -> str:
             text += f"\n## {title(path)}\n\n"
             for (section, anchor), shown in groupby(listed, key=lambda figure: figure[:2]):
                 text += f"- [{section}]({path.name}#{anchor})\n"
-                text += "".join(f"  - {short(description)}\n" for *_, description in shown)
-    return text
+                text += "".join(f"  - {said}\n" for *_, said in shown)
+    lines = []
+    for path in chapters():
+        for section, anchor, numbers in equations(path):
+            named = ", ".join(f"equation ({n})" for n in numbers)
+            lines.append(f"- {number(path)} [{section}]({path.name}#{anchor}): {named}\n")
+    return text + f"\n## Numbered formulas · 编号公式\n\n{''.join(lines)}" if lines else text
 
 
 def cited_titles(path: Path) -> list[str]:
@@ -129,14 +138,12 @@ def label(entry: Entry) -> str:
 
 def cited_section() -> str:
     """The list of works with the chapters that cite them, by author."""
-    names = {path: title(path) for path in chapters()}
-    numbers = {p: n.split()[0] if n[0].isdigit() else n for p, n in names.items()}
     cited = {path: cited_titles(path) for path in chapters()}
     lines = []
     for entry in parse_file(ROOT / "chapters/references.bib").entries.values():
         name = re.sub(r"[{}]", "", entry.fields["title"])
         places = [p for p in cited if any(name.casefold().startswith(t) for t in cited[p])]
-        links = ", ".join(f"[{numbers[p]}]({p.name}#references)" for p in places)
+        links = ", ".join(f"[{number(p)}]({p.name}#references)" for p in places)
         lines.append(f"- {label(entry)}, *{name}*: {links}\n")
     return f"{CITED_HEAD}\n{''.join(sorted(lines, key=str.casefold))}"
 
@@ -149,3 +156,5 @@ def works_page() -> str:
 if __name__ == "__main__":
     FIGURES.write_text(figures_page(), encoding="utf8")
     WORKS.write_text(works_page(), encoding="utf8")
+    chapter_map.PAGE.write_text(chapter_map.page(), encoding="utf8")
+    licenses.PAGE.write_text(licenses.page(), encoding="utf8")

@@ -1,22 +1,36 @@
 """The appendix: its pages say what the chapters say, and every link leads to a heading."""
 
+import importlib
 import inspect
+import json
 import re
+import sys
+from email.message import Message
+from fnmatch import fnmatch
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
-from bookfiles import ROOT, code_cells, markdown, notebooks, script, tags
+from bookfiles import HTML, ROOT, code_cells, markdown, notebooks, tags
+from exercises import exercises
 from pybtex.database import parse_file
 
 import mha
 from mha import masks, models, reference
 
-appendix = script("appendix")
+sys.path.append(str(ROOT / ".ci"))
+
+import appendix
+import chapter_map
+import licenses
+import sources
+
 CHAPTERS = [path for path in notebooks() if path.stem[0].isdigit()]
-PAGES = ["appendix-notation", "appendix-glossary", "appendix-figures", "bibliography"]
+PAGES = ["map", "notation", "glossary", "figures", "licenses"]
+PAGES = [*(f"appendix-{name}" for name in PAGES), "bibliography"]
 
 
 def page(name: str) -> str:
@@ -25,7 +39,7 @@ def page(name: str) -> str:
 
 @cache
 def anchors(path: Path) -> set[str]:
-    return {anchor for _, anchor in appendix.headings(markdown(path))}
+    return {anchor for _, anchor in sources.headings(markdown(path))}
 
 
 def rows(text: str) -> list[list[str]]:
@@ -53,7 +67,7 @@ def test_every_link_leads_to_a_heading(name):
 
 def test_anchors_are_those_of_the_book():
     text = "# W_O and `q_proj`\n\n## Does it hold? Yes, *always*\n\n## Summary\n\n## Summary\n"
-    found = [anchor for _, anchor in appendix.headings(text)]
+    found = [anchor for _, anchor in sources.headings(text)]
     assert found == ["w_o-and-q_proj", "does-it-hold-yes-always", "summary", "summary-1"]
 
 
@@ -113,7 +127,7 @@ def test_glossary_links_say_where_they_lead():
     found = re.findall(r"\[([\d.]+)\]\(([\w-]+\.ipynb)", page("appendix-glossary"))
     assert len(found) >= len(terms())
     for number, file in set(found):
-        assert number == appendix.title(ROOT / "chapters" / file).split()[0]
+        assert number == sources.title(ROOT / "chapters" / file).split()[0]
 
 
 def test_list_of_figures_is_current():
@@ -121,14 +135,49 @@ def test_list_of_figures_is_current():
 
 
 def test_list_of_figures_misses_none():
-    html = (
-        str(output.get("data", {}).get("text/html", ""))
-        for path in notebooks()
-        for cell in code_cells(path)
-        for output in cell.outputs
-    )
-    shown = sum("mha-figure" in text and "<svg" in text for text in html)  # a table is no figure
-    assert page("appendix-figures").count("\n  - ") >= shown > 60
+    for path in notebooks():
+        body = markdown(path).partition("## Exercises")[0]
+        captions = re.findall(r"^\*\*Figure ([\d.]+)\.\*\*", body, flags=re.MULTILINE)
+        listed = page("appendix-figures").partition(f"\n## {sources.title(path)}\n")[2]
+        listed = listed.partition("\n## ")[0]
+        assert re.findall(r"^  - Figure ([\d.]+)\. ", listed, flags=re.MULTILINE) == captions
+    assert page("appendix-figures").count("\n  - ") > 60
+
+
+def cells(*given: tuple[str, str]):
+    """A notebook of such cells; what a code cell holds is the description of its figure."""
+    book = nbformat.v4.new_notebook()
+    for kind, text in given:
+        if kind == "text":
+            book.cells.append(nbformat.v4.new_markdown_cell(text))
+        else:
+            markup = f'<div role="img" aria-label="{text}"><svg></svg></div>'
+            output = nbformat.v4.new_output("display_data", {"text/html": markup})
+            book.cells.append(nbformat.v4.new_code_cell("figure", outputs=[output]))
+    return book
+
+
+def test_a_figure_is_listed_by_its_caption(tmp_path):
+    told = [("text", "# 1 One\n\n## A"), ("code", "Seen on the first picture, by all.")]
+    told += [("text", "**Figure 1.1.** Its caption, with $T = 3$ and all of that. More.\n\n## B")]
+    told += [("code", "A picture of things that has no number."), ("code", "Yet another picture.")]
+    told += [("text", "## Exercises"), ("code", "A picture that belongs to an exercise.")]
+    path = tmp_path / "one.ipynb"
+    nbformat.write(cells(*told), path)
+    assert appendix.figures(path) == [
+        ("A", "a", "Figure 1.1. Its caption, with $T = 3$ and all of that."),
+        ("B", "b", "A picture of things that has no number."),
+        ("B", "b", "Yet another picture."),
+    ]
+
+
+def test_numbered_formulas_are_listed_by_section(tmp_path):
+    path = tmp_path / "one.ipynb"
+    text = "# 1 One\n\n## A\n\n$$\na \\tag{1.1}\n$$\n\n$$\nb \\tag{1.2}\n$$\n\n## B\n\n$$\nc \\tag{1.3}\n$$"
+    nbformat.write(cells(("text", text)), path)
+    assert appendix.equations(path) == [("A", "a", ["1.1", "1.2"]), ("B", "b", ["1.3"])]
+    tagged = sum(markdown(p).count(r"\tag{") for p in notebooks())
+    assert page("appendix-figures").count("equation (") >= tagged > 0
 
 
 def test_no_description_of_a_figure_holds_a_measured_number():
@@ -144,7 +193,8 @@ def test_long_descriptions_are_cut_between_clauses():
     assert appendix.short(f"{long} Three.") == long
     assert appendix.short("BERT. Every token sees all. More.") == "BERT. Every token sees all."
     assert appendix.short("Sonntag, 26. Oktober 1969.") == "Sonntag, 26. Oktober 1969."
-    assert appendix.short("a_b*") == r"a\_b\*"
+    assert appendix.plain("a_b*") == r"a\_b\*"
+    assert appendix.short("The map $a, b. C$ of it is long enough here. Yes.").endswith("here.")
     long = "A head (one, two) reads: " + "word " * 40
     assert appendix.short(long) == "A head (one, two) reads …"
 
@@ -163,3 +213,103 @@ def test_bibliography_entries_are_complete():
         assert entry.persons["author"] and entry.fields["title"], key
         assert entry.fields["url"].startswith("https://"), key
         assert re.fullmatch(r"(19|20)\d\d", entry.fields.get("year", "2000")), key
+
+
+def test_map_is_current():
+    assert page("appendix-map") == chapter_map.page(), "run: python .ci/appendix.py"
+
+
+def test_map_has_every_chapter_exercise_and_module():
+    by_chapter, by_module = page("appendix-map").split("## By module")
+    parts = re.split(r"^### ", by_chapter, flags=re.MULTILINE)[1:]
+    assert len(parts) == len(notebooks())
+    for path, part in zip(notebooks(), parts, strict=True):
+        assert part.startswith(f"[{sources.title(path)}]({path.name})")
+        assert part.count("[Exercise ") == len(exercises(path))
+        for exercise in exercises(path):
+            marks = f"{exercise.dots} {exercise.kind}, {exercise.minutes} minute"
+            assert re.search(rf"Exercise {exercise.number}: .*\), {marks}", part)
+    for file in (ROOT / "mha").glob("[a-z]*.py"):
+        assert f"\n`mha.{file.stem}`\n: " in by_module
+    assert "](10-3-cache.ipynb)" in re.search(r"`mha.cache`\n: (.|\n)+?\n\n`", by_module)[0]
+
+
+def test_map_names_files_that_exist():
+    found = re.findall(r"`(tests/[^`]*)`", page("appendix-map"))
+    assert len(set(found)) > 30
+    for name in set(found):
+        assert (ROOT / name).exists(), name
+    assert "tests/test_masks.py" in found and "tests/check/" in found
+
+
+def test_names_are_led_back_to_the_module_that_defines_them():
+    assert chapter_map.resolve("mha.viz.COLORS") == ("mha.viz.theme", "COLORS")
+    code = """
+import torch
+import mha
+import mha.cost
+from mha import masks as rules, viz
+from mha.models import GPT
+mha.scaled_dot_product_attention(torch.ones(1), mask=rules.causal(3))
+mha.flash.rows.attention_by_rows
+viz.COLORS["query"], model.masks.padding
+"""
+    assert {use for use in chapter_map.uses(code) if use[0] in chapter_map.modules()} == {
+        ("mha.attention", "scaled_dot_product_attention"),
+        ("mha.cost", ""),
+        ("mha.flash", ""),
+        ("mha.flash.rows", ""),
+        ("mha.flash.rows", "attention_by_rows"),
+        ("mha.masks", "causal"),
+        ("mha.masks", ""),
+        ("mha.models.gpt", "GPT"),
+        ("mha.viz", ""),
+    }
+
+
+def test_names_that_chapters_use_are_where_the_map_says():
+    for path in CHAPTERS:
+        for module, names in chapter_map.chapter_uses(path).items():
+            if module not in chapter_map.TOGETHER:
+                defined = importlib.import_module(module)
+                assert all(hasattr(defined, name) for name in names), (path.stem, module, names)
+
+
+def test_licenses_are_current():
+    assert page("appendix-licenses") == licenses.page(), "run: python .ci/appendix.py"
+
+
+def test_licenses_have_the_versions_that_are_pinned():
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.txt").read_text(), re.M))
+    wanted = json.loads((ROOT / "package.json").read_text())["dependencies"]
+    for part in licenses.PARTS:
+        pin = wanted[part.name] if part.npm else pins[part.name]
+        assert f"\n{part.name} {pin}\n: {part.license}. " in page("appendix-licenses")
+
+
+def test_a_package_without_a_license_is_refused(monkeypatch):
+    monkeypatch.setattr(licenses.metadata, "metadata", lambda _: Message())
+    with pytest.raises(ValueError, match="some-package: got no license"):
+        licenses.license_of("some-package")
+
+
+def test_licenses_name_the_sources_of_what_chapters_show():
+    shown = {module for *_, module in licenses.DATA}
+    fetched = {
+        f"mha.data.{path.stem}"
+        for path in (ROOT / "mha/data").glob("[a-z]*.py")
+        if re.search(r"_fetch\.Archive\(|load_digits|require\(\"babel", path.read_text())
+    }
+    assert fetched <= shown, "data from outside that the page of licenses does not name"
+    assert not re.search(r"; in \.$", page("appendix-licenses"), flags=re.MULTILINE)
+
+
+@pytest.mark.book
+def test_every_file_of_the_pages_has_a_license():
+    patterns = [pattern for part in licenses.PARTS for pattern in part.files]
+    patterns += licenses.own_files()
+    static = HTML / "_static"
+    files = [p.relative_to(static).as_posix() for p in static.rglob("*") if p.is_file()]
+    assert len(files) > 30
+    assert not [name for name in files if not any(fnmatch(name, p) for p in patterns)]
+    assert not [p for p in patterns if not any(fnmatch(name, p) for name in files)]

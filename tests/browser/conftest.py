@@ -1,7 +1,7 @@
 """A real browser for the tests: Playwright's core drives the Chromium that the machine has.
 
-`page` is a fresh tab that fails its test, at the end, on any error the page reported. `book` opens
-pages of the built book, over http or from disk. Without a browser each test is skipped, or fails
+`page` is a fresh tab that fails its test, at the end, on any error the page reported. `site` is the
+address of the built book, `html` its folder. Without a browser each test is skipped, or fails
 where CI is set: there a missing browser is a mistake.
 """
 

@@ -1,0 +1,123 @@
+"""Every page at the width of a desktop, for readers who listen, use the keyboard or see little."""
+
+import pytest
+from built import COLORS, DESKTOP, PAGES, PHONE, dress, findings, in_both_themes, unfold
+
+pytestmark = pytest.mark.book
+
+CHAPTER = "chapters/05-4-masks.html"  # code, output, figures, folded cells, formulas, a quiz
+PICTURES = """() => [...document.querySelectorAll("img, canvas, svg, [role=img]")].flatMap((e) => {
+  const inside = e.parentElement.closest("[role=img], button, summary");  // named by these
+  if (inside || e.closest("[aria-hidden=true]")) return [];
+  const text = e.getAttribute("alt") ?? e.getAttribute("aria-label") ?? "";
+  const inner = e.querySelector(":scope > title")?.textContent.trim();
+  const poor = text.trim().split(/\\s+/).length < 4 || /\\.(png|svg|jpe?g)\\b/.test(text);
+  return poor || text === inner ? [`${text}: ${e.outerHTML.slice(0, 200)}`] : [];
+})"""
+# Where the focus is: its place in the order of the page, what it shows, and how it is marked.
+FOCUS = """() => {
+  const e = document.activeElement;
+  if (e === document.body) return null;
+  const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+  const x = (Math.max(box.left, 0) + Math.min(box.right, innerWidth)) / 2;
+  const y = (Math.max(box.top, 0) + Math.min(box.bottom, innerHeight)) / 2;
+  const there = document.elementFromPoint(x, y);
+  const lined = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+  return {
+    place: [...document.querySelectorAll("*")].indexOf(e),
+    html: e.outerHTML.slice(0, 160),
+    part: e.closest("#pst-skip-link, #pst-primary-sidebar, .bd-header-article, article")?.id
+      || e.closest(".bd-header-article, article, footer, nav, aside, header")?.className,
+    seen: box.width > 0 && there !== null && (e.contains(there) || there.contains(e)),
+    marked: lined || style.boxShadow !== "none",
+  };
+}"""
+MOVING = """() => {
+  const long = (list) => list.split(",").some((time) => parseFloat(time) > 0);
+  return [...document.querySelectorAll("*")].flatMap((e) =>
+    ["", "::before", "::after"].flatMap((part) => {
+      const style = getComputedStyle(e, part);
+      const moves = long(style.transitionDuration) ||
+        (style.animationName !== "none" && long(style.animationDuration));
+      return moves ? [`${e.outerHTML.slice(0, 100)}${part}`] : [];
+    })).slice(0, 20);
+}"""
+
+
+@pytest.fixture(scope="module")
+def tab(browser):
+    """One tab for all pages: what moves would have other colors on its way."""
+    context = browser.new_context(viewport=DESKTOP, reduced_motion="reduce")
+    yield context.new_page()
+    context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing(tab, site, name):
+    tab.goto(site + name)
+    unfold(tab)
+    assert tab.evaluate(PICTURES) == []
+    assert in_both_themes(tab) == {"light": [], "dark": []}
+
+
+def test_axe_would_find_something(tab, site):
+    """The measure itself: a poor picture, a poor color and a poor name do not pass."""
+    tab.goto(site + CHAPTER)
+    tab.evaluate(
+        """() => document.querySelector("article").insertAdjacentHTML("beforeend",
+             `<img alt="a.png"><p style="color: #888; background: #999">pale</p><button></button>`)"""
+    )
+    assert len(tab.evaluate(PICTURES)) == 1
+    found = " ".join(findings(tab))
+    assert "color-contrast: " in found and "button-name: " in found
+    assert "pale" in " ".join(findings(tab, COLORS))
+
+
+@pytest.mark.parametrize("name", [CHAPTER, "search.html"])
+def test_tab_visits_all_in_order_and_shows_where_it_is(tab, site, name):
+    tab.goto(site + name)
+    unfold(tab)
+    stops = []
+    while len(stops) < 1000:
+        tab.keyboard.press("Tab")
+        stop = tab.evaluate(FOCUS)
+        if stop is None:  # past the last stop, back to the browser
+            break
+        stops.append(stop)
+    assert 20 < len(stops) < 1000, stops[-1]
+    assert "Skip to main content" in stops[0]["html"]
+    places = [stop["place"] for stop in stops]
+    assert places == sorted(set(places)), "out of order, or a trap"
+    assert [stop for stop in stops if not stop["seen"]] == []
+    assert [stop for stop in stops if not stop["marked"]] == []
+    parts = list(dict.fromkeys(stop["part"] for stop in stops))
+    assert parts[:2] == ["pst-skip-link", "pst-primary-sidebar"] and "bd-article" in parts, parts
+
+
+def test_the_skip_link_skips(tab, site):
+    tab.goto(site + CHAPTER)
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.closest('main') !== null")
+
+
+@pytest.mark.parametrize("name", [CHAPTER, "search.html", "chapters/index.html"])
+def test_nothing_moves_for_who_asks_for_less_motion(tab, site, name):
+    tab.goto(site + name)
+    assert tab.evaluate(MOVING) == []
+
+
+def test_dialogs_pass_too(tab, site):
+    tab.set_viewport_size(PHONE)
+    tab.goto(site + CHAPTER)
+    tab.locator(".primary-toggle").first.click()
+    assert tab.locator("#pst-primary-sidebar-modal").is_visible()
+    assert findings(tab) == []
+    tab.keyboard.press("Escape")
+    tab.set_viewport_size(DESKTOP)
+    tab.keyboard.press("Control+k")
+    assert tab.locator("#pst-search-dialog").is_visible()
+    for theme in ("light", "dark"):
+        dress(tab, theme)
+        assert findings(tab) == []

@@ -1,0 +1,38 @@
+"""Every page at the width of a phone, with all that folds unfolded."""
+
+import pytest
+from built import PAGES, PHONE, in_both_themes, unfold
+
+pytestmark = pytest.mark.book
+
+# The outermost elements that stick out to the right, for the message.
+WIDE = """() => {
+  const width = document.documentElement.clientWidth;
+  const clipped = (e) => {
+    for (let p = e.parentElement; p; p = p.parentElement)
+      if (getComputedStyle(p).overflowX !== "visible") return true;
+    return false;
+  };
+  return [...document.querySelectorAll("body *")]
+    .filter((e) => e.getBoundingClientRect().right > width + 1 && !clipped(e))
+    .slice(0, 3).map((e) => e.outerHTML.slice(0, 200));
+}"""
+
+
+@pytest.fixture(scope="module")
+def tab(browser):
+    """One tab for all pages."""
+    context = browser.new_context(
+        viewport=PHONE, reduced_motion="reduce", has_touch=True, is_mobile=True
+    )
+    yield context.new_page()
+    context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_and_axe_finds_nothing(tab, site, name):
+    tab.goto(site + name)
+    unfold(tab)
+    scrolled = tab.evaluate("document.scrollingElement.scrollWidth")
+    assert scrolled <= PHONE["width"], tab.evaluate(WIDE)
+    assert in_both_themes(tab) == {"light": [], "dark": []}
