@@ -28,6 +28,7 @@ class Built:
                 file.write_text(text, encoding="utf8")
         settings = {
             "extensions": ["myst_parser", *(f"mha_book.{part}" for part in parts)],
+            "source_suffix": {},  # Sphinx would write into its own default, which all builds share
             "myst_enable_extensions": ["dollarmath", "deflist"],
             "myst_heading_anchors": 3,
             "suppress_warnings": ["myst.xref_missing"],

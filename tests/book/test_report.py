@@ -50,6 +50,7 @@ def build(folder, mode: str, **texts: str) -> BeautifulSoup:
         nbformat.write(book, source / f"{name}.ipynb")
     settings = {
         "extensions": ["myst_nb", "mha_book.report", "mha_book.meta"],
+        "source_suffix": {},  # Sphinx would write into its own default, which all builds share
         "myst_enable_extensions": ["dollarmath"],
         "nb_execution_mode": mode,
         "nb_execution_cache_path": str(folder / "cache"),

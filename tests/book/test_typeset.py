@@ -16,6 +16,7 @@ import sys
 sys.path.insert(0, {path!r})
 extensions = ["myst_parser", "typeset_only"]
 myst_enable_extensions = ["amsmath", "dollarmath"]
+source_suffix = {{}}  # Sphinx would write into its own default, which the next build shares
 html_math_renderer = "typeset"
 html_sidebars = {{"**": ["localtoc.html"]}}
 """

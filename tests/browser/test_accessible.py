@@ -9,7 +9,8 @@ CHAPTER = "chapters/05-4-masks.html"  # code, output, figures, folded cells, for
 PICTURES = """() => [...document.querySelectorAll("img, canvas, svg, [role=img]")].flatMap((e) => {
   const inside = e.parentElement.closest("[role=img], button, summary");  // named by these
   if (inside || e.closest("[aria-hidden=true]")) return [];
-  const text = e.getAttribute("alt") ?? e.getAttribute("aria-label") ?? "";
+  const group = e.localName === "canvas" && e.closest("[role=group][aria-label]");  // speaks for it
+  const text = e.getAttribute("alt") ?? (group || e).getAttribute("aria-label") ?? "";
   const inner = e.querySelector(":scope > title")?.textContent.trim();
   const poor = text.trim().split(/\\s+/).length < 4 || /\\.(png|svg|jpe?g)\\b/.test(text);
   return poor || text === inner ? [`${text}: ${e.outerHTML.slice(0, 200)}`] : [];
@@ -18,18 +19,19 @@ PICTURES = """() => [...document.querySelectorAll("img, canvas, svg, [role=img]"
 FOCUS = """() => {
   const e = document.activeElement;
   if (e === document.body) return null;
-  const box = e.getBoundingClientRect(), style = getComputedStyle(e);
+  const box = e.getClientRects()[0] ?? e.getBoundingClientRect();  // a link may fill two lines
   const x = (Math.max(box.left, 0) + Math.min(box.right, innerWidth)) / 2;
   const y = (Math.max(box.top, 0) + Math.min(box.bottom, innerHeight)) / 2;
   const there = document.elementFromPoint(x, y);
-  const lined = style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0;
+  const marks = ({ outlineStyle, outlineWidth, boxShadow }) =>
+    (outlineStyle !== "none" && parseFloat(outlineWidth) > 0) || boxShadow !== "none";
   return {
     place: [...document.querySelectorAll("*")].indexOf(e),
     html: e.outerHTML.slice(0, 160),
     part: e.closest("#pst-skip-link, #pst-primary-sidebar, .bd-header-article, article")?.id
       || e.closest(".bd-header-article, article, footer, nav, aside, header")?.className,
     seen: box.width > 0 && there !== null && (e.contains(there) || there.contains(e)),
-    marked: lined || style.boxShadow !== "none",
+    marked: [e, e.closest("form.bd-search") ?? e].some((part) => marks(getComputedStyle(part))),
   };
 }"""
 MOVING = """() => {
