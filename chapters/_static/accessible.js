@@ -1,7 +1,7 @@
 // What scrolls sideways can be reached by Tab and scrolled by the arrow keys. The theme does this for
-// code and tables, but looks once, when the page loads: what lies in a folded part has no width
-// then. So look again whenever something unfolds, and at formulas and figures too. An element that
-// has a place in the order of Tab already, or was taken out of it by its own script, keeps it.
+// code and tables only, when the page loads: in some browsers what is folded has no width then. So
+// look at formulas and figures too, and again whenever something unfolds. An element that has a
+// place in the order of Tab already, or was taken out of it by its own script, keeps it.
 (() => {
   const THEME = "pre, .output, .pst-scrollable-table-container"; // as the theme chooses
   const mine = new WeakSet();

@@ -126,7 +126,7 @@ export function mount(el, state, changed = () => {}) {
   function build() {
     view = data.views[state.example];
     [T, S] = [view.q.length, view.k.length];
-    const canvas = () => make("canvas", { width: S, height: T });
+    const canvas = () => make("canvas", { width: S, height: T, ...hidden });
     const radios = (...given) => choices("radiogroup", ...given);
     const hidden = { "aria-hidden": true };
     const shape = (h) => make("span.glyph", hidden, SHAPES[h % 8]);

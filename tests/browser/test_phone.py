@@ -5,16 +5,11 @@ from built import PAGES, PHONE, in_both_themes, unfold
 
 pytestmark = pytest.mark.book
 
-# The outermost elements that stick out to the right, for the message.
+# The innermost elements that stick out to the right, for the message.
 WIDE = """() => {
-  const width = document.documentElement.clientWidth;
-  const clipped = (e) => {
-    for (let p = e.parentElement; p; p = p.parentElement)
-      if (getComputedStyle(p).overflowX !== "visible") return true;
-    return false;
-  };
-  return [...document.querySelectorAll("body *")]
-    .filter((e) => e.getBoundingClientRect().right > width + 1 && !clipped(e))
+  const wide = [...document.querySelectorAll("main *")].filter((e) =>
+    e.getBoundingClientRect().right > screen.width + 1);
+  return wide.filter((e) => !wide.some((other) => other !== e && e.contains(other)))
     .slice(0, 3).map((e) => e.outerHTML.slice(0, 200));
 }"""
 

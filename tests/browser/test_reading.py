@@ -43,12 +43,12 @@ FAINT = """() => {
   };
   const faint = [];
   for (const text of document.querySelectorAll("article svg text")) {
+    if (text.ownerSVGElement.querySelector("image")) continue;  // a picture has no one color
     if (!text.textContent.trim() || !text.checkVisibility({ visibilityProperty: true })) continue;
     text.scrollIntoView({ block: "center", inline: "center" });
     const box = text.getBoundingClientRect();
     const x = (box.left + box.right) / 2, y = (box.top + box.bottom) / 2;
     const stack = document.elementsFromPoint(x, y).filter((e) => !text.contains(e));
-    if (stack.some((e) => e.localName === "image")) continue;  // a picture has no one color
     let ground = [1, 1, 1];
     for (const [paint, alpha] of stack.reverse().flatMap((e) => layers(e, x, y))) {
       const color = rgba(paint);
