@@ -289,6 +289,7 @@ def test_a_running_notebook_gets_the_widget_and_its_twin(monkeypatch):
 def test_without_anywidget_the_twin_says_how_to_get_it(monkeypatch):
     figure = explorer()
     monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "mha.viz.explorer_live", raising=False)
     made = bundle(figure, monkeypatch, True)
     assert VIEW not in made and made["text/html"].startswith(figure.html)
     assert made["text/html"].count("<code>pip install anywidget</code>") == 1

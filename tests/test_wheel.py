@@ -17,7 +17,12 @@ EXTRAS = [
     "sentencepiece",
     "sklearn",
 ]
-EXTRAS += ["tqdm", "keras", "onnx", "triton"]
+EXTRAS += ["tqdm", "keras", "onnx", "triton", "anywidget"]
+# Modules that are written in an extra: what they need, and which extra brings it.
+NEED = {
+    "mha.flash.kernels": ("triton", "triton"),
+    "mha.viz.explorer_live": ("anywidget", "viz"),
+}
 FROM = {"mha": ROOT / "mha", "mha/results": ROOT / "benchmarks/results"}
 
 pytestmark = pytest.mark.slow
@@ -75,16 +80,17 @@ def test_every_module_imports_without_the_extras(site):
 import importlib, importlib.util, pkgutil, mha
 assert not [name for name in EXTRAS if importlib.util.find_spec(name)]
 for module in pkgutil.walk_packages(mha.__path__, "mha."):
-    if module.name != "mha.flash.kernels":  # which is written in Triton
+    if module.name not in NEED:
         print(importlib.import_module(module.name).__name__)
-try:
-    import mha.flash.kernels
-except ImportError as error:
-    assert str(error) == 'this part of mha needs triton: pip install "mha[triton]"', error
-else:
-    raise AssertionError
+for name, (needs, extra) in NEED.items():
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        assert str(error) == f'this part of mha needs {needs}: pip install "mha[{extra}]"', error
+    else:
+        raise AssertionError(name)
 """
-    names = run(site, f"EXTRAS = {EXTRAS}\n{code}").split()
+    names = run(site, f"EXTRAS, NEED = {EXTRAS}, {NEED}\n{code}").split()
     assert {"mha.attention", "mha.data", "mha.results", "mha.training", "mha.viz"} <= set(names)
 
 
@@ -97,3 +103,12 @@ out.sum().backward()
 print(tuple(out.shape), tuple(weights.shape), layer.out_proj.weight.grad is not None)
 """
     assert run(site, code).strip() == "(2, 3, 8) (2, 2, 3, 3) True"
+
+
+def test_explorer_brings_its_script_and_style(site):
+    code = """
+import mha.viz
+explorer = mha.viz.AttentionExplorer([[1.0]], alt="one token and its weight")
+print("<script" in explorer.html, ".mha-root" in explorer.html)
+"""
+    assert run(site, code).strip() == "True True"

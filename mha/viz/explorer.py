@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from mha._extras import require, watched
+from mha._extras import watched
 from mha.viz.controls import MISSING
 from mha.viz.explorer_view import View
 from mha.viz.svg import check_alt
@@ -256,7 +256,6 @@ class AttentionExplorer:
 
     def _wake(self):
         if self._live is None:
-            require("anywidget", "viz")
             from mha.viz.explorer_live import LiveExplorer
 
             self._live = LiveExplorer(self, self._data, self._state)

@@ -5,11 +5,12 @@ Imported where it is used, since it needs the extra ``viz``.
 
 from html import escape
 
-import anywidget
-import ipywidgets
-import traitlets
-
+from mha._extras import require
 from mha.viz.explorer import TRAITS, asset
+
+anywidget = require("anywidget", "viz")
+ipywidgets = require("ipywidgets", "viz")  # anywidget brings these two
+traitlets = require("traitlets", "viz")
 
 
 class LiveExplorer(anywidget.AnyWidget):
@@ -41,7 +42,7 @@ class LiveExplorer(anywidget.AnyWidget):
                 setattr(self, name, value)
 
 
-def with_field(live: LiveExplorer, explorer) -> ipywidgets.VBox:
+def with_field(live: LiveExplorer, explorer):
     """The explorer below a field whose text it shows; an error stands below the field."""
     field = ipywidgets.Text(
         description=f"your own {live.data['label']}",
