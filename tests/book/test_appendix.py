@@ -22,11 +22,12 @@ import mha
 from mha import masks, models, reference
 
 sys.path.append(str(ROOT / ".ci"))
-
 import appendix
 import chapter_map
 import licenses
 import sources
+
+sys.path.remove(str(ROOT / ".ci"))  # or .ci/book.py would stand before the folder tests/book
 
 CHAPTERS = [path for path in notebooks() if path.stem[0].isdigit()]
 PAGES = ["map", "notation", "glossary", "figures", "licenses"]
