@@ -105,3 +105,10 @@ def test_no_markup_is_left_raw(page):
         tag.decompose()
     raw = re.search(r"\$\$|\$[A-Za-z\\{(]|```|\]\(|\*\*|\{[a-z:]+\}`", article.get_text())
     assert not raw, article.get_text()[max(0, raw.start() - 60) : raw.end() + 60]
+
+
+@each_page
+def test_a_link_says_where_it_leads(page):
+    vague = {"here", "this", "more", "link", "click here", "learn more"}
+    links = soup(page_file(page)).select("article a[href]")
+    assert not [link for link in links if link.get_text(strip=True).lower() in vague]
