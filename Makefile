@@ -80,4 +80,4 @@ $(READY): requirements.txt pyproject.toml package-lock.json
 	@touch $@
 
 clean:
-	rm -rf node_modules _build build dist mha.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build dist mha.egg-info .pytest_cache .ruff_cache .hypothesis

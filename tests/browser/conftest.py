@@ -60,6 +60,14 @@ def page(browser) -> Iterator:
     assert not said, said
 
 
+@pytest.fixture(scope="module")
+def tab(browser) -> Iterator:
+    """One tab for the pages of a file, 1280 x 900; what moves would have other colors on its way."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    yield context.new_page()
+    context.close()
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_):
         """Say nothing: a test prints nothing."""

@@ -46,14 +46,6 @@ MOVING = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def tab(browser):
-    """One tab for all pages: what moves would have other colors on its way."""
-    context = browser.new_context(viewport=DESKTOP, reduced_motion="reduce")
-    yield context.new_page()
-    context.close()
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing(tab, site, name):
     tab.goto(site + name)

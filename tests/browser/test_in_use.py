@@ -77,14 +77,6 @@ LOST_ON_PAPER = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def tab(browser):
-    """One tab for what needs many pages."""
-    context = browser.new_context(viewport=DESKTOP, reduced_motion="reduce")
-    yield context.new_page()
-    context.close()
-
-
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("chapters/")])
 def test_figures_stay_legible_and_nothing_is_lost_on_paper(tab, site, name):
     tab.set_viewport_size(DESKTOP)
