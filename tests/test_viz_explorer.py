@@ -15,10 +15,12 @@ import torch
 
 from mha import masks, viz
 from mha.viz import explorer_view
-from mha.viz.explorer import asset
+from mha.viz.live_page import joined
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 ALT = "weights of a small example"
+SCRIPT = joined(viz.AttentionExplorer.scripts)
+STYLE = joined(viz.AttentionExplorer.styles)
 L, H, T, S = 2, 3, 4, 5
 QUERIES, KEYS = list("abcd"), list("vwxyz")
 
@@ -196,16 +198,16 @@ def test_output_is_the_same_to_the_letter_and_names_itself_by_its_content():
 
 
 def test_a_figure_stays_small_and_so_does_the_script():
-    assert len(asset("explorer.js").encode()) < 15_000
+    assert len(SCRIPT.encode()) < 15_000
     tokens = [f"token{n}" for n in range(12)]
     figure = viz.AttentionExplorer(weights(2, 8, 12, 12), tokens, alt=ALT)
-    rest = figure.html.replace(asset("explorer.js"), "").replace(asset("explorer.css"), "")
+    rest = figure.html.replace(SCRIPT, "").replace(STYLE, "")
     assert len(rest.encode()) < 20_000
 
 
 def test_script_and_style_ask_for_nothing_from_outside():
-    for name in ("explorer.js", "explorer.css"):
-        text = asset(name).replace("http://www.w3.org/", "")
+    for text in (SCRIPT, STYLE):
+        text = text.replace("http://www.w3.org/", "")
         assert not re.search(
             r"https?:|innerHTML|outerHTML|insertAdjacent|\beval\b|fetch|@import|url\(", text
         )
@@ -268,7 +270,7 @@ def test_drawing_the_page_loads_no_widgets():
 
 
 def bundle(figure, monkeypatch, seen):
-    monkeypatch.setattr("mha.viz.explorer.watched", lambda: seen)
+    monkeypatch.setattr("mha.viz.live_page.watched", lambda: seen)
     made = figure._repr_mimebundle_()
     return made[0] if isinstance(made, tuple) else made
 
@@ -324,7 +326,7 @@ def test_a_trait_refuses_what_is_not_there_with_a_view_and_without():
 
 def test_widget_has_the_same_script():
     live = explorer().widget()
-    assert live._esm.startswith(asset("explorer.js")) and live._css == asset("explorer.css")
+    assert live._esm.startswith(SCRIPT) and live._css == STYLE
 
 
 def test_page_follows_the_traits():

@@ -1,64 +1,28 @@
 """The attention explorer: weights that a reader looks through, head by head and token by token."""
 
-import hashlib
-import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from html import escape
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from mha._extras import watched
-from mha.viz.controls import MISSING
 from mha.viz.explorer_view import View
+from mha.viz.live_page import LivePage
 from mha.viz.svg import check_alt
 from mha.viz.theme import HEAD_COLORS
 from mha.viz.weights import heatmap
 
 Array = torch.Tensor | np.ndarray
 TRAITS = ("layer", "head", "query", "key", "step", "view", "example")
-BOX = (  # as in mha.viz.svg: no pale box in the dark mode of Jupyter Book
-    "<style>.text_html:has(>.mha-explorer){background:none!important;"
-    "color:inherit!important;padding:0!important}</style>"
-)
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --pst-color-background: #fff; --pst-color-text-base: #1f2328 }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --pst-color-background: #14181e; --pst-color-text-base: #ced6dd }}
-}}
-body {{ max-width: 56rem; margin: 1.5rem auto; padding: 0 1rem; font: 1rem/1.5 system-ui, sans-serif;
-  background: var(--pst-color-background); color: var(--pst-color-text-base) }}
-h1 {{ font-size: 1.4rem }}
-.mha-title {{ display: none }}
-</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{figure}
-</main>
-</body>
-</html>
-"""
 
 
 def _trait(name: str, doc: str) -> property:
     return property(lambda self: self._get(name), lambda self, v: self._set(name, v), doc=doc)
 
 
-class AttentionExplorer:
+class AttentionExplorer(LivePage):
     """Attention weights to look through: by layer, head, token, example and decoding step.
 
     In a running notebook it is a widget, on a page the same script without a kernel, and where no
@@ -166,6 +130,9 @@ class AttentionExplorer:
             explorer.views.append(explorer._viewed(text))
             explorer._data["views"].append(explorer.views[-1].packed(str(text)))
         return explorer
+
+    kind, mark = "explorer", "mha"
+    scripts, styles = ("base.js", "explorer.js"), ("base.css", "explorer.css")
 
     layer = _trait("layer", "Index of the layer shown.")
     head = _trait("head", "Index of the head shown.")
@@ -279,50 +246,20 @@ class AttentionExplorer:
             columns=self._data["columns"],
         )
 
-    @property
-    def html(self) -> str:
-        """The explorer for a page: the still picture, and the script that brings it to life."""
-        state = {name: self._get(name) for name in TRAITS} | {"data": self._data}
-        text = json.dumps(state, ensure_ascii=False, separators=(",", ":"))
-        text = text.replace("<", "\\u003c")  # whatever a token holds, it must not end the script
-        name = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return (
-            f"{BOX}<style>{asset('explorer.css')}</style>"
-            f'<div class="mha-explorer" data-mha="{name}">{self.still().html}</div>'
-            f'<script type="module">{asset("explorer.js")}'
-            f"for (const el of document.querySelectorAll('[data-mha=\"{name}\"]:not([data-live])'))"
-            f" mount(el, {text});\n</script>"
-        )
+    def inside(self) -> str:
+        return self.still().html
 
-    def save(self, path: Path | str) -> None:
-        """Write a page of its own, which needs nothing else: no network, no kernel."""
-        title = escape(self._data["title"] or "Attention explorer")
-        Path(path).write_text(PAGE.format(title=title, figure=self.html), encoding="utf-8")
+    def page_state(self) -> dict[str, Any]:
+        return {name: self._get(name) for name in TRAITS} | {"data": self._data}
+
+    @property
+    def title(self) -> str:
+        return self._data["title"] or "Attention explorer"
 
     def __repr__(self) -> str:
         L, H, T, S = self.views[0].weights.shape
         return f"AttentionExplorer({L} layers, {H} heads, {T} queries, {S} keys)"
 
-    def _repr_mimebundle_(self, **_: object):
-        """The page's form for all; for whoever watches a notebook run, also the widget."""
-        data = {"text/plain": repr(self), "text/html": self.html}
-        if not watched():
-            return data
-        try:
-            bundle, metadata = self._wake()._repr_mimebundle_()
-        except ImportError:
-            return data | {
-                "text/html": data["text/html"] + MISSING.replace("ipywidgets", "anywidget")
-            }
-        mime = "application/vnd.jupyter.widget-view+json"
-        return data | {mime: bundle[mime] | {"model_id": self.widget().model_id}}, metadata
-
 
 def _rgb(color: str) -> str:
     return "rgb(" + " ".join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5)) + ")"
-
-
-@cache
-def asset(name: str) -> str:
-    """A file beside this one, as text."""
-    return (files("mha.viz") / name).read_text(encoding="utf-8")

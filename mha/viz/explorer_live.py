@@ -6,7 +6,8 @@ Imported where it is used, since it needs the extra ``viz``.
 from html import escape
 
 from mha._extras import require
-from mha.viz.explorer import TRAITS, asset
+from mha.viz.explorer import TRAITS, AttentionExplorer
+from mha.viz.live_page import joined
 
 anywidget = require("anywidget", "viz")
 ipywidgets = require("ipywidgets", "viz")  # anywidget brings these two
@@ -16,8 +17,8 @@ traitlets = require("traitlets", "viz")
 class LiveExplorer(anywidget.AnyWidget):
     """The state of an `AttentionExplorer`, shared with the script; None stands for no token."""
 
-    _esm = asset("explorer.js") + "export default { render };\n"
-    _css = asset("explorer.css")
+    _esm = joined(AttentionExplorer.scripts) + "export default { render };\n"
+    _css = joined(AttentionExplorer.styles)
     data = traitlets.Dict().tag(sync=True)
     layer = traitlets.Int().tag(sync=True)
     head = traitlets.Int().tag(sync=True)
