@@ -9,6 +9,17 @@ function fixed(x, digits = 3) {
 
 const listed = (numbers, digits) => numbers.map((x) => fixed(x, digits)).join(", ");
 
+// As mha.reference.softmax: a row that sees nothing, -Infinity throughout, gives zeros.
+function softmax(scores) {
+  const largest = Math.max(...scores);
+  const raw = scores.map((score) => (largest === -Infinity ? 0 : Math.exp(score - largest)));
+  const total = raw.reduce((a, b) => a + b, 0);
+  return raw.map((x) => x / (total || 1));
+}
+
+// In bits, as mha.viz.explorer_view.entropy.
+const entropyOf = (weights) => weights.reduce((sum, w) => (w > 0 ? sum - w * Math.log2(w) : sum), 0);
+
 // A slider; put(value, text) moves it and writes the text beside it.
 function slider(label, scale, pick) {
   const input = make("input", { type: "range", ...scale });
@@ -44,6 +55,17 @@ function table(caption, columns, rows) {
     cells[i][j].className = level < 0 ? "mha-minus" : "";
     cells[i][j].style.setProperty("--level", `${Math.min(38, 38 * Math.abs(level))}%`);
   };
+  return node;
+}
+
+// Bars from 0 to 1 with a name and a number each; put(weights) draws them.
+function barChart(title, names) {
+  const bars = names.map((name) => make("div", {}, make("span", {}, name), make("i"), make("span")));
+  const node = make("div", {}, make("p", {}, title), make("div.bars", {}, ...bars));
+  node.put = (weights) => weights.forEach((w, i) => {
+    bars[i].style.setProperty("--w", `${100 * w}%`);
+    bars[i].lastChild.textContent = fixed(w);
+  });
   return node;
 }
 

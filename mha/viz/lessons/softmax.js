@@ -1,35 +1,27 @@
 // softmax(scores / temperature): weights, their entropy in bits, and d weight_i / d score_j.
 function compute({ scores, exponent }) {
   const temperature = 2 ** exponent;
-  const largest = Math.max(...scores) / temperature;
-  const raw = scores.map((score) => Math.exp(score / temperature - largest));
-  const total = raw.reduce((a, b) => a + b);
-  const weights = raw.map((x) => x / total);
-  const entropy = -weights.reduce((sum, w) => sum + (w > 0 ? w * Math.log2(w) : 0), 0);
+  const weights = softmax(scores.map((score) => score / temperature));
   const gradient = weights.map((wi, i) => weights.map((wj, j) => (wi * ((i === j) - wj)) / temperature));
-  return { temperature, weights, entropy, gradient };
+  return { temperature, weights, entropy: entropyOf(weights), gradient };
 }
 
 function build(set, { keys, scores }) {
   const scale = { min: -4, max: 4, step: 0.1 };
   const sliders = scores.map((_, i) => slider(`score of ${keys[i]}`, scale, (score) => move(i, score)));
   const heat = slider("temperature", { min: -3, max: 3, step: 0.25 }, (exponent) => set({ exponent }));
-  const bars = keys.map((key) => make("div", {}, make("span", {}, key), make("i"), make("span")));
+  const bars = barChart("weights", keys);
   const slopes = table("how the weight of a row changes with the score of a column", keys, keys);
   let current;
   const move = (i, score) => set({ scores: current.map((old, j) => (i === j ? score : old)) });
-  const left = make("div", {}, ...sliders, heat);
-  const right = make("div", {}, make("p", {}, "weights"), make("div.bars", {}, ...bars), make("div.scroll", {}, slopes));
-  const nodes = [make("div.panes", {}, left, right)];
+  const right = make("div", {}, bars, make("div.scroll", {}, slopes));
+  const nodes = [make("div.panes", {}, make("div", {}, ...sliders, heat), right)];
 
   function draw({ temperature, weights, entropy, gradient }, state) {
     current = state.scores;
     current.forEach((score, i) => sliders[i].put(score, fixed(score, 1)));
     heat.put(state.exponent, fixed(temperature, 2));
-    weights.forEach((w, i) => {
-      bars[i].style.setProperty("--w", `${100 * w}%`);
-      bars[i].lastChild.textContent = fixed(w);
-    });
+    bars.put(weights);
     gradient.forEach((row, i) => row.forEach((g, j) => slopes.put(i, j, fixed(g), 2 * g)));
     const steepest = Math.max(...gradient.map((row, i) => row[i]));
     return `At temperature ${fixed(temperature, 2)} the weights are ${listed(weights)}: ` +
