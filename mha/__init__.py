@@ -1,6 +1,17 @@
 """mha: multi-head attention, from one head to the full masked module.
 
 ``import mha`` loads torch, numpy and jaxtyping only. Submodules load when they are first used.
+
+Examples:
+    >>> import torch
+    >>> import mha
+    >>> attention = mha.MultiHeadAttention(embed_dim=8, num_heads=2)
+    >>> x, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 8)  # (B, T, E), (B, S, E)
+    >>> tuple(attention(x, is_causal=True).shape)  # self-attention
+    (2, 3, 8)
+    >>> output, weights = attention(x, memory, return_weights=True)  # cross-attention
+    >>> tuple(weights.shape), bool(torch.allclose(weights.sum(-1), torch.ones(2, 2, 3)))
+    ((2, 2, 3, 5), True)
 """
 
 import importlib

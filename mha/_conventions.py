@@ -18,7 +18,14 @@ def to_additive(
         dtype: a floating dtype.
         fill: -inf (a row without keys stays dead), or ``torch.finfo(dtype).min`` as Transformers
             has it (such a row attends to everything evenly).
+    Returns: the shape of ``mask``, in ``dtype``.
     Errors: TypeError if the mask is not bool, or the dtype not floating.
+
+    Examples:
+        >>> from mha import masks
+        >>> masks.to_additive(masks.causal(2))
+        tensor([[0., -inf],
+                [0., 0.]])
     """
     require_bool("mask", mask)
     if not dtype.is_floating_point:
@@ -34,6 +41,12 @@ def from_additive(mask: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         mask: floating, any shape, nothing but 0 and values at or below ``BLOCKED_BELOW``.
     Errors: TypeError if the mask is not floating; ValueError if it holds anything else (a bias such
         as ALiBi's is not a mask, and 0/1 floats are meant as bool: say ``mask.bool()``).
+
+    Examples:
+        >>> import torch
+        >>> from mha import masks
+        >>> masks.from_additive(torch.tensor([[0.0, -10000.0], [0.0, float("-inf")]])).tolist()
+        [[True, False], [True, False]]
     """
     if not isinstance(mask, Tensor) or not mask.is_floating_point():
         raise TypeError(f"mask must be a floating tensor, got {_kind(mask)}")
@@ -62,6 +75,17 @@ def to_torch(
     Returns: a dict with ``attn_mask`` and ``key_padding_mask``, ready to be passed as ``**masks``.
     Errors: TypeError for a mask that is not bool; ValueError for a missing ``num_heads`` or a
         wrong shape.
+
+    Examples:
+        >>> import torch
+        >>> from mha import masks
+        >>> given = masks.to_torch(masks.causal(2), masks.padding([2, 1]))
+        >>> given["attn_mask"].tolist()  # True = blocked, the other way round
+        [[False, True], [False, False]]
+        >>> layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        >>> x = torch.ones(2, 2, 8)  # (B, T, E)
+        >>> tuple(layer(x, x, x, **given)[0].shape)
+        (2, 2, 8)
     """
     blocked = None
     if attn_mask is not None:
@@ -108,6 +132,16 @@ def from_torch(
     Returns: a dict with ``attn_mask`` (True = may attend, or float) and ``key_mask``, ready to be
         passed as ``**masks``.
     Errors: ValueError for a shape that does not fit; TypeError for an integer mask.
+
+    Examples:
+        >>> import torch
+        >>> from mha import masks
+        >>> blocked = torch.tensor([[False, False, True]])  # torch's: the last key is padding
+        >>> masks.from_torch(key_padding_mask=blocked)["key_mask"].tolist()
+        [[True, True, False]]
+        >>> blocked = torch.zeros(2 * 2, 3, 5, dtype=torch.bool)  # (B*H, T, S)
+        >>> tuple(masks.from_torch(blocked, num_heads=2)["attn_mask"].shape)
+        (2, 2, 3, 5)
     """
     if attn_mask is not None:
         require_mask("attn_mask", attn_mask)
@@ -137,6 +171,12 @@ def to_keras(
         key_mask: bool (B, S).
     Returns: (B, T, S) where heads agree, else (B, H, T, S); a batch axis of 1 broadcasts.
     Errors: TypeError for a mask that is not bool; ValueError for an attn_mask of another shape.
+
+    Examples:
+        >>> from mha import masks
+        >>> mask = masks.to_keras(masks.causal(2), masks.padding([2, 1]))  # (B, T, S)
+        >>> mask.tolist()
+        [[[True, False], [True, True]], [[True, False], [True, False]]]
     """
     for name, mask in (("attn_mask", attn_mask), ("key_mask", key_mask)):
         if mask is not None:
@@ -156,11 +196,20 @@ def to_keras(
 
 
 def from_keras(attention_mask: Bool[Tensor, "..."]) -> dict[str, Tensor]:
-    """Our ``attn_mask``, from Keras's ``attention_mask`` (B, T, S) or (B, H, T, S).
+    """Our ``attn_mask``, from Keras's ``attention_mask``.
 
+    Args:
+        attention_mask: bool (B, T, S) or (B, H, T, S), True = may attend.
     Returns: a dict with ``attn_mask``, (B, 1, T, S) or (B, H, T, S), to be passed as ``**masks``.
     Errors: ValueError for another number of axes; TypeError if it is not bool (Keras also takes
         0/1 numbers: say ``.bool()``).
+
+    Examples:
+        >>> import torch
+        >>> from mha import masks
+        >>> given = masks.from_keras(torch.ones(2, 3, 5, dtype=torch.bool))  # (B, T, S)
+        >>> tuple(given["attn_mask"].shape)  # (B, 1, T, S)
+        (2, 1, 3, 5)
     """
     require_bool("attention_mask", attention_mask)
     if attention_mask.ndim not in (3, 4):
@@ -184,6 +233,15 @@ def to_transformers(
     Returns: (B, S) int64 of 1 and 0 if only ``key_mask`` is given; otherwise the additive form
         (B, H or 1, T, S) of 0 and ``finfo(dtype).min``. None without masks.
     Errors: TypeError for a mask that is not bool.
+
+    Examples:
+        >>> from mha import masks
+        >>> masks.to_transformers(key_mask=masks.padding([3, 1]))
+        tensor([[1, 1, 1],
+                [1, 0, 0]])
+        >>> mask = masks.to_transformers(masks.causal(3, 5))
+        >>> tuple(mask.shape), mask.dtype
+        ((1, 1, 3, 5), torch.float32)
     """
     if attn_mask is None:
         if key_mask is None:
@@ -205,6 +263,15 @@ def from_transformers(attention_mask: Tensor) -> dict[str, Tensor]:
         ``finfo.min``, which there attends to everything evenly, becomes a row that sees nothing.
     Errors: ValueError for another number of axes, or for numbers that are not of these forms;
         TypeError for what is no tensor, or a four-axis mask of integers.
+
+    Examples:
+        >>> import torch
+        >>> from mha import masks
+        >>> masks.from_transformers(torch.tensor([[1, 1, 0]]))["key_mask"].tolist()
+        [[True, True, False]]
+        >>> additive = masks.to_transformers(masks.causal(2))  # (1, 1, T, S), 0 and finfo.min
+        >>> masks.from_transformers(additive)["attn_mask"].tolist()
+        [[[[True, False], [True, True]]]]
     """
     if not isinstance(attention_mask, Tensor):
         raise TypeError(f"attention_mask must be a tensor, got {_kind(attention_mask)}")

@@ -15,8 +15,25 @@ from mha.positions import ALiBi
 class Rules(NamedTuple):
     """The masks of one call, on queries (B, H, T, D) and keys (B, H_kv, S, D).
 
-    attn_mask broadcasts to (B, H, T, S), or is an `ALiBi`; key_mask is bool (B or 1, S); window is
-    (left, right); q_offset an int or an int tensor, (B,) or of no axes.
+    attn_mask broadcasts to (B, H, T, S), or is an ``ALiBi``; key_mask is bool (B or 1, S); window
+    is (left, right); q_offset an int or an int tensor, (B,) or of no axes.
+
+    Examples:
+        >>> import torch
+        >>> from mha.flash import Rules
+        >>> rules = Rules(is_causal=True, window=(1, None), q_offset=2)
+        >>> rules.bounds
+        (1, 0)
+        >>> rules.mask(torch.ones(2, 2, 3, 4), torch.ones(2, 2, 5, 4)).long()  # (T, S)
+        tensor([[0, 1, 1, 0, 0],
+                [0, 0, 1, 1, 0],
+                [0, 0, 0, 1, 1]])
+        >>> rules.visible(slice(0, 2), 5)  # of five keys, those that the first two queries see
+        slice(1, 4, None)
+        >>> rules.part(slice(1, 3), slice(2, 5)).q_offset  # a block, counted from 0
+        1
+        >>> Rules(is_causal=True, q_offset=4).simplified(3, 5).bounds  # they hide nothing
+        (None, None)
     """
 
     attn_mask: Tensor | ALiBi | None = None

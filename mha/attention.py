@@ -81,6 +81,21 @@ def scaled_dot_product_attention(
         for what a named backend cannot do, naming one that can.
     Source: Vaswani et al. (2017), equation 1; grouped heads: Ainslie et al. (2023); windows:
         Beltagy et al. (2020).
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> query = key = torch.zeros(1, 3, 4)  # (H, T, D), (H, S, D): all scores are 0
+        >>> value = torch.tensor([[[0.0], [1.0], [2.0]]])  # (H, S, D_v)
+        >>> options = {"is_causal": True, "return_weights": True}
+        >>> output, weights = mha.scaled_dot_product_attention(query, key, value, **options)
+        >>> weights
+        tensor([[[1.0000, 0.0000, 0.0000],
+                 [0.5000, 0.5000, 0.0000],
+                 [0.3333, 0.3333, 0.3333]]])
+        >>> nothing = torch.zeros(3, dtype=torch.bool)  # no key is real: the output is 0, never NaN
+        >>> mha.scaled_dot_product_attention(query, key, value, key_mask=nothing).flatten().tolist()
+        [0.0, 0.0, 0.0]
     """
     _checks.check_backend(backend)
     call = _Call(
@@ -96,7 +111,15 @@ def scaled_dot_product_attention(
 
 
 def attend_by_flash(*operands, kernel: bool, **options) -> Tensor:
-    """``scaled_dot_product_attention`` by flash alone, on whatever device: kernels, or else tiles."""
+    """``scaled_dot_product_attention`` by flash alone, on whatever device: kernels, or else tiles.
+
+    Examples:
+        >>> import torch
+        >>> from mha.attention import attend_by_flash
+        >>> query, key = torch.ones(2, 4, 3, 4), torch.ones(2, 2, 5, 4)  # H = 4, H_kv = 2
+        >>> tuple(attend_by_flash(query, key, key, kernel=False).shape)
+        (2, 4, 3, 4)
+    """
     call = _Call(*operands, enable_gqa=True, **options)
     return call.run("kernel" if kernel else "tiles", return_weights=False)
 
@@ -105,13 +128,29 @@ def attend(*args, return_weights: bool, backend: str, **options):
     """``scaled_dot_product_attention`` for a module that checks its options when it is made.
 
     Keys and values that ``key_mask`` excludes must be finite already.
+
+    Examples:
+        >>> import torch
+        >>> from mha.attention import attend
+        >>> query, key = torch.ones(2, 2, 3, 4), torch.ones(2, 2, 5, 4)
+        >>> tuple(attend(query, key, key, return_weights=False, backend="auto").shape)
+        (2, 2, 3, 4)
     """
     _checks.check_backend(backend)  # an attribute, which may have been set since
     return _Call(*args, **options, trusted=True).run(backend, return_weights)
 
 
 class Choice(NamedTuple):
-    """What ``explain`` returns: a backend's name, and one sentence that says why it is taken."""
+    """What ``explain`` returns: a backend's name, and one sentence that says why it is taken.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> x = torch.ones(2, 2, 3, 4)
+        >>> backend, reason = mha.explain(x, x, x)
+        >>> backend
+        'sdpa'
+    """
 
     backend: str
     reason: str
@@ -130,10 +169,24 @@ def explain(
 ) -> Choice:
     """Which backend ``auto`` takes for a call, and why. Nothing is computed.
 
-    Args: those of ``scaled_dot_product_attention``, except ``backend``. Whether gradients are on
-        counts as well: ask under ``torch.no_grad()`` for a call under ``torch.no_grad()``.
+    Whether gradients are on counts as well: ask under ``torch.no_grad()`` for a call under
+    ``torch.no_grad()``.
+
+    Args:
+        query, key, value, attn_mask, dropout_p, is_causal, return_weights: as of
+            ``scaled_dot_product_attention``.
+        options: its other keywords, except ``backend``.
     Returns: a named tuple (backend, reason); the reason is one sentence.
     Errors: as of ``scaled_dot_product_attention``.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> query, key = torch.ones(2, 2, 3, 4), torch.ones(2, 2, 5, 4)
+        >>> mha.explain(query, key, key).backend
+        'sdpa'
+        >>> print(mha.explain(query, key, key, softcap=30.0).reason)
+        A softcap needs flash's tiles, slow for so few scores.
     """
     call = _Call(query, key, value, attn_mask, dropout_p, is_causal, **options)
     return call.choose()

@@ -20,6 +20,14 @@ class Stored(NamedTuple):
     key (B, H_kv, S, D); value (B, H_kv, S, D_v); key_mask (B, S) bool, True = a real key, or None
     where every slot of every example is real; q_offset: slot of the first new query among the S,
     an int where all examples agree, else int64 (B,).
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> new = torch.ones(2, 2, 3, 4)  # (B, H_kv, T, D)
+        >>> stored = mha.KVCache(2, 2, max_len=5, head_dim=4).append(new, new)
+        >>> tuple(stored.key.shape), stored.key_mask, stored.q_offset
+        ((2, 2, 3, 4), None, 0)
     """
 
     key: Tensor
@@ -36,7 +44,7 @@ class KVCache:
     Shapes and branches depend on sizes alone, never on what a tensor holds: no step waits for a GPU.
 
     Args:
-        batch_size: B.
+        batch_size: B, the number of examples.
         num_kv_heads: H_kv, the number of key (and value) heads.
         max_len: number of slots.
         head_dim: D, width of a key.
@@ -46,10 +54,25 @@ class KVCache:
             ``left`` slots; with max_len = 2 * left it happens every ``left`` tokens.
         static: holds a cross-attention memory: filled by one ``append``, then only read.
         device, dtype: of the two buffers, by default torch's own.
-    Attributes: ``length``, slots in use (of the longest example, at most); ``filled``, whether
-        anything was appended since the last ``reset``; ``max_len`` and ``static`` as given.
+    Attributes:
+        length: slots in use (of the longest example, at most).
+        filled: whether anything was appended since the last ``reset``.
+        max_len, static: as given.
     Memory: B * H_kv * max_len * (D + D_v) numbers, and B * max_len bools.
     Errors: TypeError or ValueError naming the argument, what came and what was expected.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> attention = mha.MultiHeadAttention(8, 2, is_causal=True)
+        >>> x = torch.randn(2, 3, 8)  # (B, T, E)
+        >>> cache = mha.KVCache.for_module(attention, batch_size=2, max_len=5)
+        >>> with torch.no_grad():  # token by token, or all at once
+        ...     steps = [attention(x[:, i : i + 1], cache=cache) for i in range(3)]
+        ...     print(torch.allclose(torch.cat(steps, dim=1), attention(x), atol=1e-5))
+        True
+        >>> cache
+        KVCache(batch_size=2, num_kv_heads=2, max_len=5, head_dim=4, length=3)
     """
 
     def __init__(
@@ -94,13 +117,29 @@ class KVCache:
         Args:
             module: has ``num_kv_heads``, ``head_dim``, ``window`` and ``k_proj.weight``.
             batch_size, max_len, static: as for the class.
+
+        Examples:
+            >>> import mha
+            >>> attention = mha.MultiHeadAttention(8, 4, num_kv_heads=1)
+            >>> mha.KVCache.for_module(attention, batch_size=2, max_len=5)
+            KVCache(batch_size=2, num_kv_heads=1, max_len=5, head_dim=2, length=0)
         """
         made = {"device": module.k_proj.weight.device, "dtype": module.k_proj.weight.dtype}
         sizes = batch_size, module.num_kv_heads, max_len, module.head_dim
         return cls(*sizes, window=module.window, static=static, **made)
 
     def reset(self) -> None:
-        """Empty again. The buffers stay where they are, full of zeros."""
+        """Empty again. The buffers stay where they are, full of zeros.
+
+        Examples:
+            >>> import torch
+            >>> import mha
+            >>> cache = mha.KVCache(2, 2, max_len=5, head_dim=4)
+            >>> _ = cache.append(torch.ones(2, 2, 3, 4), torch.ones(2, 2, 3, 4))
+            >>> cache.reset()
+            >>> cache.length, cache.filled
+            (0, False)
+        """
         for buffer in self._buffers:
             buffer.zero_()
         self.length = 0  # slots in use: the upper bound over the examples, known to the host
@@ -110,7 +149,7 @@ class KVCache:
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """B, the number of examples."""
         return self._buffers[0].shape[0]
 
     @property
@@ -123,7 +162,17 @@ class KVCache:
 
     @property
     def position(self) -> int | Int[Tensor, "B"]:
-        """Position of the next token, counted from the first one ever appended: int, or (B,)."""
+        """Position of the next token, counted from the first one ever appended: int, or (B,).
+
+        Examples:
+            >>> import torch
+            >>> import mha
+            >>> cache = mha.KVCache(2, 1, max_len=3, head_dim=4, window=(1, 0))
+            >>> for _ in range(4):  # the last one finds it full: all but one slot slide out
+            ...     _ = cache.append(torch.ones(2, 1, 1, 4), torch.ones(2, 1, 1, 4))
+            >>> cache.position, cache.length
+            (4, 2)
+        """
         return self._seen
 
     def append(
@@ -146,6 +195,18 @@ class KVCache:
             buffers' dtype.
         Errors: TypeError or ValueError naming the argument, what came and what was expected;
             ValueError if the cache is full, or static and filled. The cache is unchanged then.
+
+        Examples:
+            >>> import torch
+            >>> import mha
+            >>> cache = mha.KVCache(2, 1, max_len=5, head_dim=4)
+            >>> new = torch.ones(2, 1, 3, 4)  # (B, H_kv, T, D)
+            >>> _ = cache.append(new, new, mha.masks.padding([3, 2]))
+            >>> cache.batch_size, cache.lengths.tolist()
+            (2, [3, 2])
+            >>> stored = cache.append(new[:, :, :1], new[:, :, :1])  # one more token for each
+            >>> stored.q_offset.tolist(), stored.key_mask.tolist()  # in the padding's slot
+            ([3, 2], [[True, True, True, True], [True, True, True, False]])
         """
         self._check(key, value, key_mask)
         batch, _, size, _ = key.shape  # T tokens
@@ -174,6 +235,15 @@ class KVCache:
         """What is stored, without adding to it: a static cache's memory, with q_offset 0.
 
         Errors: ValueError if nothing has been appended.
+
+        Examples:
+            >>> import torch
+            >>> import mha
+            >>> cache = mha.KVCache(2, 2, max_len=5, head_dim=4, static=True)
+            >>> memory = torch.ones(2, 2, 5, 4)  # (B, H_kv, S, D)
+            >>> _ = cache.append(memory, memory)
+            >>> tuple(cache.read().key.shape), cache.read().q_offset
+            ((2, 2, 5, 4), 0)
         """
         if not self.filled:
             raise ValueError("the cache is empty: append keys and values before reading it")
@@ -187,6 +257,16 @@ class KVCache:
                 from B, it moves to buffers of that size.
         Errors: TypeError for another dtype; ValueError for another shape or device, or (on the
             CPU, not while compiling) for a value out of range.
+
+        Examples:
+            >>> import torch
+            >>> import mha
+            >>> cache = mha.KVCache(2, 1, max_len=5, head_dim=1)
+            >>> new = torch.tensor([7.0, 9.0])[:, None, None, None]  # (B, H_kv, T, D), T = 1
+            >>> stored = cache.append(new, new)
+            >>> cache.reorder(torch.tensor([1, 1, 0]))  # three beams from two
+            >>> cache.read().key.flatten().tolist()
+            [9.0, 9.0, 7.0]
         """
         if not isinstance(index, Tensor) or index.dtype != torch.int64:
             got = index.dtype if isinstance(index, Tensor) else type(index).__name__

@@ -2,6 +2,13 @@
 
 Axes: B examples, H query heads, H_kv key and value heads, T queries, S keys, D width of a head,
 E width of the model. Counts are of one forward pass, where nothing else is said.
+
+Examples:
+    >>> from mha import cost
+    >>> sizes = {"H": 2, "T": 1024, "S": 1024, "D": 64}
+    >>> unfused, fused = cost.total(cost.naive(**sizes)), cost.fused(**sizes)
+    >>> unfused.flops == fused.flops, unfused.bytes // fused.bytes  # the same work, less traffic
+    (True, 17)
 """
 
 import math
@@ -23,7 +30,15 @@ class Cost:
     """Work and traffic of one operation; costs add up.
 
     Args:
-        flops: floating-point operations. bytes: read from memory and written to it.
+        flops: floating-point operations.
+        bytes: read from memory and written to it.
+
+    Examples:
+        >>> from mha.cost import Cost
+        >>> Cost(flops=60, bytes=20) + Cost(flops=40, bytes=30)
+        Cost(flops=100, bytes=50)
+        >>> Cost(flops=100, bytes=50).intensity
+        2.0
     """
 
     flops: int = 0
@@ -43,8 +58,17 @@ class Machine:
     """Two rates of a machine, which make its roofline.
 
     Args:
-        flops_per_second: the fastest it computes. bytes_per_second: the fastest it moves data.
+        flops_per_second: the fastest it computes.
+        bytes_per_second: the fastest it moves data.
     Source: Williams, Waterman and Patterson (2009).
+
+    Examples:
+        >>> from mha.cost import Cost, Machine
+        >>> machine = Machine(flops_per_second=100.0, bytes_per_second=10.0)
+        >>> machine.ridge, machine.rate(2.0)  # below the ridge memory is the bottleneck
+        (10.0, 20.0)
+        >>> machine.seconds(Cost(flops=200, bytes=100))  # 2 s of computing, behind 10 s of moving
+        10.0
     """
 
     flops_per_second: float
@@ -74,6 +98,15 @@ class ByteCounter(TorchDispatchMode):
     mere allocation of memory move nothing. ``counter.bytes`` maps the name of an operation, such as
     "bmm", to a list with the bytes of each of its calls. What stays in a processor's own fast
     memory between two operations is counted as if it had gone to memory and back.
+
+    Examples:
+        >>> import torch
+        >>> from mha import cost
+        >>> x, w = torch.ones(3, 4), torch.ones(4, 5)
+        >>> with cost.ByteCounter() as counter:
+        ...     y = x @ w
+        >>> counter.bytes, counter.total == cost.product(3, 4, 5).bytes
+        ({'mm': [188]}, True)
     """
 
     def __init__(self):
@@ -98,7 +131,13 @@ class ByteCounter(TorchDispatchMode):
 
 
 def total(parts: Mapping[str, Cost]) -> Cost:
-    """The sum of named costs."""
+    """The sum of named costs.
+
+    Examples:
+        >>> from mha import cost
+        >>> cost.total({"first": cost.Cost(1, 2), "second": cost.Cost(3, 4)})
+        Cost(flops=4, bytes=6)
+    """
     return sum(parts.values(), Cost())
 
 
@@ -106,8 +145,14 @@ def product(m: int, k: int, n: int, *, batch: int = 1, itemsize: int = 4) -> Cos
     """``batch`` products (m, k) @ (k, n): 2 m k n FLOPs each, two operands read, one result written.
 
     Args:
-        m, k, n, batch: sizes. itemsize: bytes of one number.
+        m, k, n, batch: sizes.
+        itemsize: bytes of one number.
     Errors: TypeError for a size that is no int, ValueError for one below 0.
+
+    Examples:
+        >>> from mha import cost
+        >>> cost.product(3, 4, 5)  # 2 * 3 * 4 * 5 FLOPs; (12 + 20 + 15) * 4 bytes
+        Cost(flops=120, bytes=188)
     """
     _check(m=m, k=k, n=n, batch=batch, itemsize=itemsize)
     return Cost(2 * batch * m * k * n, itemsize * batch * (m * k + k * n + m * n))
@@ -130,6 +175,12 @@ def projections(
         T, E, H, B, S, H_kv, D: sizes; S is T, H_kv is H and D is E / H unless given.
         itemsize: bytes of one number.
     Errors: as ``product``, and ValueError for heads that do not divide.
+
+    Examples:
+        >>> from mha import cost
+        >>> maps = cost.projections(T=3, E=8, H=2, H_kv=1)  # one key head, half as wide
+        >>> {name: part.flops for name, part in maps.items()}
+        {'q_proj': 384, 'k_proj': 192, 'v_proj': 192, 'out_proj': 384}
     """
     S, H_kv = T if S is None else S, H if H_kv is None else H_kv
     _check_heads(H, H_kv)
@@ -155,8 +206,16 @@ def naive(
 
     Args:
         H, T, S, D, B, H_kv: sizes; H_kv is H unless given, and a key head is read once for the
-            H / H_kv query heads that share it. itemsize: bytes of one number.
+            H / H_kv query heads that share it.
+        itemsize: bytes of one number.
+    Returns: the costs of "scores", "softmax" and "weighted sum", in this order.
     Errors: as ``product``, and ValueError for heads that do not divide.
+
+    Examples:
+        >>> from mha import cost
+        >>> parts = cost.naive(H=2, T=3, S=5, D=4)
+        >>> {name: part.flops for name, part in parts.items()}
+        {'scores': 240, 'softmax': 150, 'weighted sum': 240}
     """
     H_kv = H if H_kv is None else H_kv
     _check_heads(H, H_kv)
@@ -190,9 +249,16 @@ def fused(
 
     Args:
         H, T, S, D, B, H_kv, itemsize: as for ``naive``.
-        is_causal, window: as for ``mha.scaled_dot_product_attention``. q_offset: likewise, one int.
+        is_causal, window, q_offset: as for ``mha.scaled_dot_product_attention``; one int q_offset.
     Errors: as ``naive`` and ``pairs``.
     Source: Dao et al. (2022).
+
+    Examples:
+        >>> from mha import cost
+        >>> cost.fused(H=2, T=3, S=5, D=4)
+        Cost(flops=630, bytes=512)
+        >>> cost.fused(H=2, T=3, S=5, D=4, is_causal=True)  # the last two keys are never read
+        Cost(flops=252, bytes=384)
     """
     H_kv = H if H_kv is None else H_kv
     _check(B=B, D=D, itemsize=itemsize)
@@ -230,6 +296,14 @@ def flash(
         backward: the backward pass alone.
     Errors: as ``naive``, and ValueError for a share outside [0, 1].
     Source: Dao (2024), "FlashAttention-2", section 4.1.
+
+    Examples:
+        >>> from mha import cost
+        >>> sizes = {"H": 2, "T": 3, "S": 5, "D": 4}
+        >>> cost.flash(**sizes).flops, cost.flash(**sizes, backward=True).flops
+        (480, 1200)
+        >>> cost.flash(**sizes, share=0.5).flops
+        240
     """
     H_kv = H if H_kv is None else H_kv
     _check(T=T, S=S, D=D, B=B, itemsize=itemsize)
@@ -254,8 +328,15 @@ def pairs(
 
     Args:
         T, S: sizes; S is T unless given.
-        is_causal, window: as for ``mha.scaled_dot_product_attention``. q_offset: likewise, one int.
+        is_causal, window, q_offset: as for ``mha.scaled_dot_product_attention``; one int q_offset.
     Errors: TypeError for a size or a side of the window that is no int, ValueError below 0.
+
+    Examples:
+        >>> from mha import cost
+        >>> cost.pairs(3), cost.pairs(3, is_causal=True)
+        (9, 6)
+        >>> cost.pairs(3, 5, window=(1, 0), q_offset=2)  # two keys for each query
+        6
     """
     bounds = _bounds(T, T if S is None else S, is_causal, window, q_offset)
     return sum(last - first for first, last in bounds)

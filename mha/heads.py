@@ -2,6 +2,17 @@
 same numbers.
 
 Axes: B batch, H heads, T queries, S keys, D width of one head, E width of the model.
+
+Examples:
+    >>> import torch
+    >>> import mha
+    >>> x = torch.randn(2, 3, 8)  # (B, T, E)
+    >>> looped = mha.heads.LoopedHeads(8, 2)
+    >>> batched = mha.heads.BatchedHeads.from_looped(looped)
+    >>> top = mha.MultiHeadAttention(8, 2)
+    >>> _ = top.load_state_dict(batched.state_dict())
+    >>> all(torch.allclose(rung(x), looped(x), atol=1e-5) for rung in (batched, top))
+    True
 """
 
 from collections.abc import Iterable
@@ -19,9 +30,15 @@ def split_heads(x: Float[Tensor, "B T HD"], num_heads: int) -> Float[Tensor, "B 
 
     Args:
         x: (B, T, H*D).
-        num_heads: H.
+        num_heads: H, the number of heads.
     Returns: (B, H, T, D), a view.
     Errors: ValueError if ``x`` has not three axes, or H does not divide its width.
+
+    Examples:
+        >>> import torch
+        >>> from mha.heads import split_heads
+        >>> split_heads(torch.tensor([[[0.0, 1.0, 2.0, 3.0]]]), 2).tolist()  # B = T = 1, H = 2
+        [[[[0.0, 1.0]], [[2.0, 3.0]]]]
     """
     if x.ndim != 3:
         raise ValueError(f"x must have shape (B, T, H*D), got {tuple(x.shape)}")
@@ -38,6 +55,13 @@ def merge_heads(x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B T HD"]:
         x: (B, H, T, D).
     Returns: (B, T, H*D), a copy where memory order demands one.
     Errors: ValueError if ``x`` has not four axes.
+
+    Examples:
+        >>> import torch
+        >>> from mha.heads import merge_heads, split_heads
+        >>> x = torch.randn(2, 3, 8)
+        >>> merge_heads(split_heads(x, 2)).equal(x)
+        True
     """
     if x.ndim != 4:
         raise ValueError(f"x must have shape (B, H, T, D), got {tuple(x.shape)}")
@@ -51,6 +75,13 @@ class SingleHeadAttention(nn.Module):
         embed_dim: E, width of the inputs.
         head_dim: D, width of queries, keys, values and the output.
         bias: whether the three maps add a bias.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> head = mha.heads.SingleHeadAttention(embed_dim=8, head_dim=4)
+        >>> tuple(head(torch.randn(2, 3, 8)).shape)  # (B, T, E) -> (B, T, D)
+        (2, 3, 4)
     """
 
     def __init__(self, embed_dim: int, head_dim: int, *, bias: bool = True):
@@ -82,6 +113,14 @@ class SingleHeadAttention(nn.Module):
             return_weights: also return the weights.
         Returns: output (B, T, D), and weights (B, T, S) if asked for.
         Errors: as of ``mha.scaled_dot_product_attention``; ValueError for a value without a key.
+
+        Examples:
+            >>> import torch
+            >>> import mha
+            >>> head = mha.heads.SingleHeadAttention(embed_dim=8, head_dim=4)
+            >>> _, weights = head(torch.randn(2, 3, 8), is_causal=True, return_weights=True)
+            >>> bool((weights.triu(1) == 0).all())  # (B, T, S): no query sees a later key
+            True
         """
         key, value = default_inputs(query, key, value)
         if isinstance(attn_mask, Tensor) and attn_mask.ndim == 3:
@@ -106,10 +145,19 @@ class LoopedHeads(nn.Module):
 
     Args:
         embed_dim: E, width of the inputs and of the output.
-        num_heads: H.
+        num_heads: H, the number of heads.
         head_dim: D, embed_dim // num_heads by default.
         bias: whether the maps add a bias.
     Errors: ValueError if num_heads does not divide embed_dim and no head_dim is given.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> heads = mha.heads.LoopedHeads(embed_dim=8, num_heads=2, head_dim=3)
+        >>> query, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 8)  # (B, T, E), (B, S, E)
+        >>> output, weights = heads(query, memory, return_weights=True)
+        >>> tuple(output.shape), tuple(weights.shape)  # (B, T, E), (B, H, T, S)
+        ((2, 3, 8), (2, 2, 3, 5))
     """
 
     def __init__(
@@ -131,6 +179,15 @@ class LoopedHeads(nn.Module):
             heads: H heads whose widths add up to E, all with or all without bias.
         Errors: ValueError for no heads or heads that differ in size, and if H*D is not E: no
             identity fits then.
+
+        Examples:
+            >>> import torch
+            >>> from mha.heads import LoopedHeads, SingleHeadAttention
+            >>> one, other = SingleHeadAttention(8, 4), SingleHeadAttention(8, 4)
+            >>> x = torch.randn(2, 3, 8)  # (B, T, E)
+            >>> side_by_side = torch.cat([one(x), other(x)], dim=-1)  # (B, T, 2*D)
+            >>> torch.allclose(LoopedHeads.from_heads([one, other])(x), side_by_side, atol=1e-5)
+            True
         """
         heads = list(heads)
         kinds = {
@@ -205,7 +262,16 @@ class BatchedHeads(nn.Module):
     Its parameters have the names and shapes of ``mha.MultiHeadAttention``, the next rung, whose
     ``load_state_dict`` takes them as they are.
 
-    Args, errors: as in ``LoopedHeads``.
+    Args:
+        embed_dim, num_heads, head_dim, bias: as in ``LoopedHeads``.
+    Errors: as in ``LoopedHeads``.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> heads = mha.heads.BatchedHeads(embed_dim=8, num_heads=2, head_dim=3)
+        >>> tuple(heads(torch.randn(2, 3, 8)).shape), tuple(heads.q_proj.weight.shape)  # (H*D, E)
+        ((2, 3, 8), (6, 8))
     """
 
     def __init__(
@@ -222,7 +288,21 @@ class BatchedHeads(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_looped(cls, looped: LoopedHeads) -> "BatchedHeads":
-        """Stack the maps of all heads: rows h*D to (h+1)*D - 1 of a weight are head h's."""
+        """Stack the maps of all heads: rows h*D to (h+1)*D - 1 of a weight are head h's.
+
+        Args:
+            looped: H heads; their weights are copied.
+
+        Examples:
+            >>> import torch
+            >>> from mha.heads import BatchedHeads, LoopedHeads
+            >>> looped, x = LoopedHeads(8, 2), torch.randn(2, 3, 8)
+            >>> batched = BatchedHeads.from_looped(looped)
+            >>> batched.q_proj.weight[4:].equal(looped.heads[1].q_proj.weight)  # rows D to 2D - 1
+            True
+            >>> torch.allclose(batched(x), looped(x), atol=1e-5)
+            True
+        """
         first = looped.heads[0].q_proj
         self = cls(
             first.in_features,
@@ -266,7 +346,20 @@ class BatchedHeads(nn.Module):
 def default_inputs(query: Tensor, key: Tensor | None, value: Tensor | None) -> tuple:
     """Key and value: ``query`` where no key is given, ``key`` where no value is.
 
+    Args:
+        query: (B, T, E).
+        key: (B, S, E), or None.
+        value: (B, S, E), or None.
+    Returns: key and value; nothing is copied.
     Errors: ValueError for a value without a key.
+
+    Examples:
+        >>> import torch
+        >>> from mha.heads import default_inputs
+        >>> query, memory = torch.ones(2, 3, 8), torch.ones(2, 5, 8)
+        >>> key, value = default_inputs(query, memory, None)
+        >>> key is memory, value is memory
+        (True, True)
     """
     if key is None and value is not None:
         raise ValueError("value was given without key; give key too, or neither")
@@ -277,8 +370,17 @@ def default_inputs(query: Tensor, key: Tensor | None, value: Tensor | None) -> t
 def default_head_dim(embed_dim: int, num_heads: int, head_dim: int | None) -> int:
     """D, the width of one head: as given, or embed_dim / num_heads.
 
+    Args:
+        embed_dim: E, width of the model.
+        num_heads: H, the number of heads.
+        head_dim: D, or None.
     Errors: TypeError for sizes that are not ints; ValueError for sizes below 1, or if the division
-    leaves a rest.
+        leaves a rest.
+
+    Examples:
+        >>> from mha.heads import default_head_dim
+        >>> default_head_dim(8, 2, None), default_head_dim(8, 2, 3)
+        (4, 3)
     """
     _checks.check_size("embed_dim", embed_dim)
     _checks.check_size("num_heads", num_heads)

@@ -2,6 +2,11 @@
 
 Everywhere in this package True means "may attend". A mask for scores broadcasts to (B, H, T, S);
 a key mask is (B, S) and says which keys are real. Axes: B batch, H heads, T queries, S keys.
+
+Examples:
+    >>> import mha
+    >>> mha.masks.causal(2, 3).tolist()  # two queries, three keys
+    [[True, False, False], [True, True, False]]
 """
 
 from collections.abc import Sequence
@@ -63,6 +68,16 @@ def causal(
         (B,), and (..., 1, T, S) for one of shape (...) with at least one axis. The default aligns
         top left, as torch, JAX and Keras do; ``q_offset=S - T`` aligns bottom right.
     Errors: ValueError for a negative size; TypeError for sizes or offsets that are no ints.
+
+    Examples:
+        >>> import torch
+        >>> from mha import masks
+        >>> masks.causal(3, 5, q_offset=2).long()  # three new tokens behind two in the cache
+        tensor([[1, 1, 1, 0, 0],
+                [1, 1, 1, 1, 0],
+                [1, 1, 1, 1, 1]])
+        >>> tuple(masks.causal(3, 5, q_offset=torch.tensor([2, 0])).shape)  # (B, 1, T, S)
+        (2, 1, 3, 5)
     """
     query, key = _positions(T, S, q_offset, device)
     return key <= query  # (..., T, S)
@@ -89,6 +104,15 @@ def window(
     Errors: ValueError for a negative size or a negative ``left`` or ``right``; TypeError for
         sizes, bounds or offsets that are no ints.
     Source: Beltagy et al. (2020), Longformer, section 3.1.
+
+    Examples:
+        >>> from mha import masks
+        >>> masks.window(3, 5, left=1, right=0, q_offset=2).long()  # itself and the key before
+        tensor([[0, 1, 1, 0, 0],
+                [0, 0, 1, 1, 0],
+                [0, 0, 0, 1, 1]])
+        >>> masks.window(3, right=0).equal(masks.causal(3))
+        True
     """
     for name, bound in (("left", left), ("right", right)):
         if bound is None:
@@ -146,6 +170,16 @@ def padding(
     Errors: ValueError if both or none are given, for another ``side``, if a length is negative or
         above ``max_len`` (looked at on the CPU only, and not while compiling);
         TypeError if ``lengths`` or ``ids`` are not integers.
+
+    Examples:
+        >>> import torch
+        >>> from mha import masks
+        >>> masks.padding([3, 1]).tolist()
+        [[True, True, True], [True, False, False]]
+        >>> masks.padding([3, 1], side="left").tolist()
+        [[True, True, True], [False, False, True]]
+        >>> masks.padding(ids=torch.tensor([[7, 4, 0]])).tolist()
+        [[True, True, False]]
     """
     if (lengths is None) == (ids is None):
         raise ValueError("give either lengths or ids, and not both")
@@ -189,6 +223,17 @@ def combine(*masks: Bool[Tensor, "..."] | Float[Tensor, "..."] | None) -> Tensor
     Returns: bool if all are bool; otherwise their sum, with -inf where a bool mask says no;
         None if there is none.
     Errors: TypeError for a mask of another dtype; ValueError if shapes do not broadcast.
+
+    Examples:
+        >>> import torch
+        >>> from mha import masks
+        >>> key_mask = masks.padding([3, 2])[:, None, None]  # (B, S) -> (B, 1, 1, S)
+        >>> both = masks.combine(masks.causal(3), key_mask)
+        >>> tuple(both.shape), both[1, 0].long().tolist()
+        ((2, 1, 3, 3), [[1, 0, 0], [1, 1, 0], [1, 1, 0]])
+        >>> masks.combine(masks.causal(2), torch.full((2, 2), 0.5))
+        tensor([[0.5000,   -inf],
+                [0.5000, 0.5000]])
     """
     present = [mask for mask in masks if mask is not None]
     for mask in present:
@@ -216,6 +261,12 @@ def draw(mask: Bool[Tensor, "..."], query_labels=None, key_labels=None, **option
         options: passed on to ``mha.viz.mask`` (``title``, ``alt``).
     Returns: a figure that a notebook shows.
     Errors: ImportError naming ``mha[viz]`` if matplotlib is missing.
+
+    Examples:
+        >>> from mha import masks
+        >>> figure = masks.draw(masks.causal(2, 3), ["a", "b"], ["x", "y", "z"], title="Causal")
+        >>> figure.alt
+        'Mask of 2 queries by 3 keys: 3 of 6 pairs may attend.'
     """
     from mha import viz
 

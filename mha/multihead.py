@@ -15,10 +15,23 @@ from mha.positions import ALiBi, Rotary
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch's, given its input in the dtype of its weight: under autocast the two may differ."""
+    """torch's, given its input in the dtype of its weight: under autocast the two may differ.
+
+    Examples:
+        >>> import torch
+        >>> from mha.multihead import RMSNorm
+        >>> norm = RMSNorm(4)  # float32 weights
+        >>> norm(torch.ones(2, 3, 4, dtype=torch.bfloat16)).dtype
+        torch.bfloat16
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x / rms(x) * weight, over the last axis, in the dtype of x."""
+        """x / rms(x) * weight, over the last axis.
+
+        Args:
+            x: (..., D), floating.
+        Returns: like x, in shape and dtype.
+        """
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
@@ -34,7 +47,7 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         embed_dim: E, width of the queries and of the output.
-        num_heads: H.
+        num_heads: H, the number of heads.
         num_kv_heads: H_kv, a divisor of H, which is the default; each key head serves H / H_kv
             query heads (1: multi-query attention).
         head_dim: D, embed_dim // num_heads by default; H*D need not be E.
@@ -51,6 +64,20 @@ class MultiHeadAttention(nn.Module):
     Errors: TypeError or ValueError naming the argument, what came and what was expected.
     Source: Vaswani et al. (2017), section 3.2.2; grouped heads: Ainslie et al. (2023); qk_norm:
         Henry et al. (2020). Weights start as Xavier uniform, biases at 0.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> attention = mha.MultiHeadAttention(8, 4, num_kv_heads=2, head_dim=3, kdim=6, vdim=6)
+        >>> query, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 6)  # (B, T, E), (B, S, kdim)
+        >>> output, weights = attention(query, memory, return_weights=True)
+        >>> tuple(output.shape), tuple(weights.shape)  # (B, T, E), (B, H, T, S)
+        ((2, 3, 8), (2, 4, 3, 5))
+        >>> tuple(attention.q_proj.weight.shape), tuple(attention.k_proj.weight.shape)
+        ((12, 8), (6, 6))
+        >>> attention.reset_parameters()  # as new: other random weights, no bias
+        >>> bool(attention.q_proj.bias.any())
+        False
     """
 
     def __init__(
@@ -158,6 +185,17 @@ class MultiHeadAttention(nn.Module):
         Returns: output (B, T, E), and weights (B, H, T, S) if asked for. A query that may see
             nothing gives ``out_proj.bias`` and zero weights.
         Errors: TypeError or ValueError naming the argument, what came and what was expected.
+
+        Examples:
+            >>> import torch
+            >>> import mha
+            >>> attention = mha.MultiHeadAttention(8, 2)
+            >>> query, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 8)  # (B, T, E), (B, S, E)
+            >>> key_mask = mha.masks.padding([5, 4])  # (B, S): one key is padding
+            >>> memory[1, 4] = torch.nan
+            >>> output, weights = attention(query, memory, key_mask=key_mask, return_weights=True)
+            >>> bool(output.isfinite().all()), weights[1, :, :, 4].abs().sum().item()
+            (True, 0.0)
         """
         is_causal = self.is_causal if is_causal is None else is_causal
         self._check_options(query, is_causal, positions, cache)
@@ -187,8 +225,17 @@ class MultiHeadAttention(nn.Module):
         later hook on a map, compilation, autocast, a copy or a move to another device or dtype
         brings the three products back by itself. No second derivative flows through the one product.
 
-        Returns: the module. Errors: ValueError if the maps cannot be fused (hooks are set, widths
-        differ, one was replaced), saying why.
+        Returns: the module.
+        Errors: ValueError if the maps cannot be fused (hooks are set, widths differ, one was
+            replaced), saying why.
+
+        Examples:
+            >>> import torch
+            >>> import mha
+            >>> attention, x = mha.MultiHeadAttention(8, 2), torch.randn(2, 3, 8)
+            >>> before = attention(x)
+            >>> torch.allclose(attention.fuse_qkv_()(x), before, atol=1e-5)
+            True
         """
         why_not = _fused.obstacle(self)
         if why_not is not None:

@@ -37,6 +37,13 @@ def sinusoidal(
     Errors: ValueError for a negative length, an odd or non-positive dim, a base not above 0
         and finite; TypeError for a dtype that is not floating.
     Source: Vaswani et al. 2017, section 3.5.
+
+    Examples:
+        >>> from mha.positions import sinusoidal
+        >>> sinusoidal(3, 4)  # (length, dim): a quick pair, and one a hundred times slower
+        tensor([[ 0.0000,  1.0000,  0.0000,  1.0000],
+                [ 0.8415,  0.5403,  0.0100,  0.9999],
+                [ 0.9093, -0.4161,  0.0200,  0.9998]])
     """
     if length < 0:
         raise ValueError(f"length must not be negative, got {length}")
@@ -73,6 +80,18 @@ class Rotary:
     Errors: ValueError for a dim that is odd or not positive, or a base not above 0 and finite;
         TypeError for another type.
     Source: Su et al. 2021, RoFormer, section 3.2 and equation 34.
+
+    Examples:
+        >>> import torch
+        >>> from mha.positions import Rotary
+        >>> rope = Rotary()
+        >>> rope(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))  # one radian: its cosine, its sine
+        tensor([[0.5403, 0.8415]])
+        >>> query, key = torch.ones(3, 4), torch.ones(5, 4)  # (T, D), (S, D)
+        >>> i, j = torch.arange(3), torch.arange(5)
+        >>> scores = rope(query, i) @ rope(key, j).mT  # (T, S)
+        >>> torch.allclose(scores, rope(query, i + 7) @ rope(key, j + 7).mT, atol=1e-5)
+        True
     """
 
     dim: int | None = None
@@ -105,6 +124,14 @@ class Rotary:
             has no float64), sines and products in float32 or better, rounded to x's dtype once.
         Errors: ValueError if D is odd (without ``dim``) or below ``dim``, or if the shapes or the
             devices do not fit; TypeError if x is not floating or positions are not integers.
+
+        Examples:
+            >>> import torch
+            >>> from mha.positions import Rotary
+            >>> x = torch.ones(2, 2, 3, 4)  # (B, H, T, D)
+            >>> turned = Rotary(dim=2)(x, torch.tensor([[0, 1, 2], [7, 8, 9]]))  # positions (B, T)
+            >>> tuple(turned.shape), turned[..., 2:].equal(x[..., 2:])  # the rest passes as it is
+            ((2, 2, 3, 4), True)
         """
         _check_rotatable(x, positions)
         cosine, sine = self._tables(x, positions)  # (T, n) or (B, 1, ..., T, n) each
@@ -123,7 +150,13 @@ class Rotary:
         return torch.cat((head, rest), dim=-1) if rest.shape[-1] else head  # (..., T, D)
 
     def width(self, head_dim: int) -> int:
-        """How many of a head's D features turn. ValueError if they cannot be paired."""
+        """How many of a head's D features turn. ValueError if they cannot be paired.
+
+        Examples:
+            >>> from mha.positions import Rotary
+            >>> Rotary().width(4), Rotary(dim=2).width(4)
+            (4, 2)
+        """
         if self.dim is None and head_dim % 2:
             raise ValueError(
                 f"the head width D must be even for rotary positions (or give dim), got {head_dim}"
@@ -154,13 +187,25 @@ class ALiBi:
     ``is_causal`` keys on both sides lose alike.
 
     Args:
-        num_heads: H.
+        num_heads: H, the number of heads.
         slopes: (H,) finite numbers, to be used instead.
         device: where the slopes live, and the bias by default.
-    Attributes: num_heads; slopes (H,) float32.
+    Attributes:
+        num_heads: H, as given.
+        slopes: (H,) float32.
     Errors: ValueError if num_heads is below 1, or slopes are not H finite numbers (looked at on the
         CPU only, and not while compiling) or require grad; TypeError for other types.
     Source: Press et al. 2022, section 3, and the slopes of its published code.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> alibi = mha.positions.ALiBi(4)
+        >>> alibi.slopes.tolist()
+        [0.25, 0.0625, 0.015625, 0.00390625]
+        >>> query, key = torch.ones(2, 4, 3, 2), torch.ones(2, 4, 5, 2)  # B=2, H=4, T=3, S=5
+        >>> tuple(mha.scaled_dot_product_attention(query, key, key, alibi).shape)
+        (2, 4, 3, 2)
     """
 
     def __init__(
@@ -207,6 +252,11 @@ class ALiBi:
             ``bias(n, S, q_offset=i)``.
         Errors: ValueError for a negative size, or a q_offset elsewhere than ``device``; TypeError
             for sizes or offsets that are no integers, or a dtype that is not floating.
+
+        Examples:
+            >>> from mha.positions import ALiBi
+            >>> ALiBi(2, slopes=[1.0, 0.5]).bias(2, 3, q_offset=1).tolist()  # (H, T, S)
+            [[[-1.0, 0.0, -1.0], [-2.0, -1.0, 0.0]], [[-0.5, 0.0, -0.5], [-1.0, -0.5, 0.0]]]
         """
         S = T if S is None else S
         dtype = torch.float32 if dtype is None else dtype

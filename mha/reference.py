@@ -22,7 +22,15 @@ def softmax(scores: np.ndarray, axis: int = -1) -> np.ndarray:
         axis: the axis that sums to 1.
     Returns: weights, float64, the shape of ``scores``.
     Source: the subtraction of the maximum is exact and keeps exp from overflowing
-    (Goodfellow et al. 2016, section 4.1).
+        (Goodfellow et al. 2016, section 4.1).
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> reference.softmax(np.log([[1.0, 3.0], [2.0, 2.0]])).round(4).tolist()
+        [[0.25, 0.75], [0.5, 0.5]]
+        >>> reference.softmax(np.array([-np.inf, -np.inf])).tolist()  # nothing to be seen
+        [0.0, 0.0]
     """
     scores = np.asarray(scores, dtype=np.float64)
     if scores.shape[axis] == 0:
@@ -43,6 +51,12 @@ def softmax_backward(weights: np.ndarray, grad_weights: np.ndarray, axis: int = 
         weights: softmax(scores), any shape.
         grad_weights: the same shape, gradient of the loss with respect to ``weights``.
     Returns: gradient with respect to the scores, the same shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> reference.softmax_backward(np.array([0.25, 0.75]), np.array([1.0, 0.0])).tolist()
+        [0.1875, -0.1875]
     """
     inner = (weights * grad_weights).sum(axis=axis, keepdims=True)
     return weights * (grad_weights - inner)
@@ -72,6 +86,14 @@ def bias(
         q_offset: position of the first query among the keys, one for all or (B,), one an example.
     Returns: float64, broadcastable to ``shape``; masks compose by AND.
     Errors: TypeError for an integer attn_mask.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> reference.bias((2, 3), is_causal=True).tolist()  # (T, S)
+        [[0.0, -inf, -inf], [0.0, 0.0, -inf]]
+        >>> reference.bias((2, 3), window=(1, 0), q_offset=1).tolist()
+        [[0.0, 0.0, -inf], [-inf, 0.0, 0.0]]
     """
     *_, length, size = shape
     added = np.zeros((length, size))
@@ -103,7 +125,14 @@ def cap(scores: np.ndarray, softcap: float | None) -> np.ndarray:
     Args:
         scores: any shape.
         softcap: c, above 0.
+    Returns: the shape of ``scores``.
     Source: Gemma Team (2024), section 2, "logit soft-capping".
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> reference.cap(np.array([-1000.0, 0.0, 1.0]), 30.0).round(3).tolist()
+        [-30.0, 0.0, 1.0]
     """
     return scores if softcap is None else softcap * np.tanh(scores / softcap)
 
@@ -112,6 +141,18 @@ def cap_backward(capped: np.ndarray, grad: np.ndarray, softcap: float | None) ->
     """Gradient of the scores, given that of ``capped = cap(scores, softcap)``.
 
     The derivative of c tanh(s / c) is 1 - tanh(s / c)^2.
+
+    Args:
+        capped: what ``cap`` returned, any shape.
+        grad: the same shape, gradient of the loss with respect to ``capped``.
+        softcap: c, or None.
+    Returns: gradient with respect to the scores, the same shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> reference.cap_backward(np.array([0.0, 15.0, 30.0]), np.ones(3), 30.0).tolist()
+        [1.0, 0.75, 0.0]
     """
     return grad if softcap is None else grad * (1.0 - (capped / softcap) ** 2)
 
@@ -119,8 +160,18 @@ def cap_backward(capped: np.ndarray, grad: np.ndarray, softcap: float | None) ->
 def repeat_heads(x: np.ndarray, num_heads: int) -> np.ndarray:
     """(..., H_kv, S, D) -> (..., H, S, D): query head h reads key head h // (H // H_kv).
 
+    Args:
+        x: (..., H_kv, S, D), keys or values.
+        num_heads: H, the number of heads.
     Errors: ValueError if ``num_heads`` is not a multiple of H_kv.
     Source: Ainslie et al. (2023), section 2.2; H_kv = 1 is Shazeer (2019), one key head for all.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> x = np.array([7, 9]).reshape(2, 1, 1)  # (H_kv, S, D)
+        >>> reference.repeat_heads(x, 4).ravel().tolist()
+        [7, 7, 9, 9]
     """
     if num_heads % x.shape[-3]:
         raise ValueError(f"num_heads must be a multiple of {x.shape[-3]}, got {num_heads}")
@@ -128,7 +179,19 @@ def repeat_heads(x: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def repeat_heads_backward(grad: np.ndarray, num_kv_heads: int) -> np.ndarray:
-    """(..., H, S, D) -> (..., H_kv, S, D): what was read by a group gets the sum of its gradients."""
+    """(..., H, S, D) -> (..., H_kv, S, D): what was read by a group gets the sum of its gradients.
+
+    Args:
+        grad: (..., H, S, D), gradient with respect to what ``repeat_heads`` returned.
+        num_kv_heads: H_kv.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> grad = np.array([1, 2, 3, 4]).reshape(4, 1, 1)  # (H, S, D)
+        >>> reference.repeat_heads_backward(grad, 2).ravel().tolist()
+        [3, 7]
+    """
     *lead, num_heads, size, width = grad.shape
     groups = grad.reshape(*lead, num_kv_heads, num_heads // num_kv_heads, size, width)
     return groups.sum(axis=-3)
@@ -180,6 +243,14 @@ def attention(
     Returns: output (..., H, T, D_v), float64, and weights (..., H, T, S) if asked for.
         A query that may see nothing gets zeros in both.
     Source: Vaswani et al. (2017), equation 1.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> query, key = np.zeros((1, 3, 4)), np.zeros((1, 5, 4))  # (H, T, D), (H, S, D): scores 0
+        >>> value = np.arange(5.0).reshape(1, 5, 1)  # (H, S, D_v)
+        >>> reference.attention(query, key, value, is_causal=True).round(4).tolist()  # (H, T, D_v)
+        [[[0.0], [0.5], [1.0]]]
     """
     query, key, value = _operands(query, key, value, key_mask, enable_gqa)
     scores, _ = _scores(query, key, scale, softcap)  # (..., H, T, S)
@@ -216,6 +287,15 @@ def attention_backward(
         the rest: as in ``attention``; query, key and value have equal axes before the heads.
     Returns: gradients of query (..., H, T, D), key (..., H, S, D), value (..., H, S, D_v), with
         H_kv for H in the last two with ``enable_gqa``.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> query, key = np.zeros((1, 3, 4)), np.zeros((1, 5, 4))  # (H, T, D), (H, S, D)
+        >>> value, grad_output = np.ones((1, 5, 2)), np.ones((1, 3, 2))  # (H, S, D_v), (H, T, D_v)
+        >>> dq, dk, dv = reference.attention_backward(grad_output, query, key, value)
+        >>> dv[0, :, 0].round(4).tolist()  # each key has a fifth of the weight of each of 3 queries
+        [0.6, 0.6, 0.6, 0.6, 0.6]
     """
     q, k, v = _operands(query, key, value, key_mask, enable_gqa)
     grad_output = np.asarray(grad_output, dtype=np.float64)
@@ -239,6 +319,13 @@ class Parameters(NamedTuple):
 
     w_q (E, H*D), w_k (E_k, H_kv*D), w_v (E_v, H_kv*D), w_o (H*D, E); a bias has the width of its
     map's result, or is 0.0 where there is none. Gradients come in the same form.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> wide, narrow = np.zeros((8, 8)), np.zeros((8, 4))  # E = 8, H*D = 8, H_kv*D = 4
+        >>> reference.Parameters(w_q=wide, w_k=narrow, w_v=narrow, w_o=wide).b_q  # no bias
+        0.0
     """
 
     w_q: np.ndarray
@@ -257,6 +344,13 @@ class Parameters(NamedTuple):
         Args:
             module: a ``mha.MultiHeadAttention``, or any module with four such linear layers.
         Returns: float64 copies; ``nn.Linear`` keeps (outputs, inputs), so weights are transposed.
+
+        Examples:
+            >>> import mha
+            >>> module = mha.MultiHeadAttention(8, 2, head_dim=3)
+            >>> parameters = mha.reference.Parameters.from_module(module)
+            >>> parameters.w_q.shape, parameters.w_o.shape  # (E, H*D), (H*D, E)
+            ((8, 6), (6, 8))
         """
         maps = (module.q_proj, module.k_proj, module.v_proj, module.out_proj)
         weights = [m.weight.detach().cpu().double().numpy().T.copy() for m in maps]
@@ -265,14 +359,29 @@ class Parameters(NamedTuple):
 
 
 def split_heads(x: np.ndarray, num_heads: int) -> np.ndarray:
-    """(B, T, H*D) -> (B, H, T, D): head h owns the features h*D to (h+1)*D - 1."""
+    """(B, T, H*D) -> (B, H, T, D): head h owns the features h*D to (h+1)*D - 1.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> reference.split_heads(np.arange(4).reshape(1, 1, 4), 2).tolist()
+        [[[[0, 1]], [[2, 3]]]]
+    """
     batch, length, width = x.shape
     x = x.reshape(batch, length, num_heads, width // num_heads)  # (B, T, H, D)
     return x.transpose(0, 2, 1, 3)  # (B, H, T, D)
 
 
 def merge_heads(x: np.ndarray) -> np.ndarray:
-    """(B, H, T, D) -> (B, T, H*D): the inverse of ``split_heads``."""
+    """(B, H, T, D) -> (B, T, H*D): the inverse of ``split_heads``.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> x = np.arange(48).reshape(2, 3, 8)  # (B, T, H*D)
+        >>> bool((reference.merge_heads(reference.split_heads(x, 2)) == x).all())
+        True
+    """
     batch, num_heads, length, width = x.shape
     return x.transpose(0, 2, 1, 3).reshape(batch, length, num_heads * width)  # (B, T, H*D)
 
@@ -301,13 +410,23 @@ def multi_head_attention(
         key: (B, S, E_k).
         value: (B, S, E_v).
         parameters: the four maps.
-        num_heads: H.
+        num_heads: H, the number of heads.
         num_kv_heads: H_kv, the heads that w_k and w_v make; H by default.
         scale, softcap: see ``attention``.
         attn_mask, is_causal, key_mask, window, q_offset: see ``bias``; attn_mask broadcasts to
             (B, H, T, S).
     Returns: output (B, T, E), and weights (B, H, T, S) if asked for.
     Source: Vaswani et al. (2017), section 3.2.2.
+
+    Examples:
+        >>> import numpy as np
+        >>> import torch
+        >>> import mha
+        >>> module, x = mha.MultiHeadAttention(8, 2).double(), torch.randn(2, 3, 8).double()
+        >>> parameters = mha.reference.Parameters.from_module(module)
+        >>> output = mha.reference.multi_head_attention(x, x, x, parameters, num_heads=2)
+        >>> np.allclose(output, module(x).detach())
+        True
     """
     heads = num_heads, num_heads if num_kv_heads is None else num_kv_heads
     q, k, v = _project(query, key, value, parameters, heads, key_mask)
@@ -364,6 +483,15 @@ def multi_head_attention_backward(
         the rest: as in ``multi_head_attention``.
     Returns: gradients of query (B, T, E), key (B, S, E_k), value (B, S, E_v), and ``Parameters``
         that hold the gradients of the weights and biases.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha import reference
+        >>> x, memory = np.ones((2, 3, 8)), np.ones((2, 5, 8))  # (B, T, E), (B, S, E)
+        >>> p = reference.Parameters(*np.ones((4, 8, 8)))
+        >>> *inputs, grads = reference.multi_head_attention_backward(x, x, memory, memory, p, 2)
+        >>> [grad.shape for grad in inputs], grads.w_o.shape
+        ([(2, 3, 8), (2, 5, 8), (2, 5, 8)], (8, 8))
     """
     p, heads = parameters, (num_heads, num_heads if num_kv_heads is None else num_kv_heads)
     q, k, v = _project(query, key, value, p, heads, key_mask)

@@ -66,12 +66,24 @@ def multi_head_attention(
         subject: a class such as MyMHA(embed_dim, num_heads, dropout=0.0), or an instance, which is
             copied. Its forward may be spelled in any usual way.
         mask: what True means in its masks, "attend" or "block", or "additive" for masks that are
-            added to the scores; by default it is told from names, comments and behaviour.
+            added to the scores; by default it is told from names, comments and behavior.
         weights: which parameter is which map, as {"W_q": "queries.weight", "W_k": ...}; by default
             they are found.
         asked: what an exercise asks for besides right numbers, names of ``mha.check.asked.ASKED``.
         seconds: after which the learner's code is cut off.
-    Returns: a Report. Errors: TypeError or ValueError for options that are none.
+    Returns: a Report.
+    Errors: TypeError or ValueError for options that are none.
+
+    Examples:
+        >>> import mha
+        >>> class Unscaled(mha.MultiHeadAttention):
+        ...     def __init__(self, embed_dim, num_heads):
+        ...         super().__init__(embed_dim, num_heads, scale=1.0)
+        >>> report = mha.check.multi_head_attention(Unscaled)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['scale-missing'])
+        >>> mha.check.multi_head_attention(mha.MultiHeadAttention).ok
+        True
     """
     _check_options(mask, weights, asked)
     declared = {"mask": mask, "weights": weights, "asked": asked}
@@ -87,7 +99,21 @@ def attention(
         fn: takes (B, H, T, D), (B, H, S, D), (B, H, S, D_v), or three or two axes; its arguments
             may be spelled in any usual way.
         mask, asked, seconds: as in ``multi_head_attention``.
-    Returns: a Report. Errors: TypeError or ValueError for options that are none.
+    Returns: a Report.
+    Errors: TypeError or ValueError for options that are none.
+
+    Examples:
+        >>> import mha
+        >>> def attend(query, key, value, mask=None):
+        ...     scores = query @ key.mT / key.shape[-1] ** 0.5  # (B, H, T, S)
+        ...     if mask is not None:
+        ...         scores = scores.masked_fill(mask, float("-inf"))
+        ...     return scores.softmax(-1) @ value
+        >>> report = mha.check.attention(attend)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['mask-inverted', 'dead-row-nan'])
+        >>> mha.check.attention(attend, mask="block").ok
+        True
     """
     _check_options(mask, None, asked)
     return _examine(FunctionExamination, fn, {"mask": mask, "asked": asked}, seconds)

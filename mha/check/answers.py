@@ -36,7 +36,21 @@ def prediction(guess, answer, *, within: float = 0.0) -> Report:
         answer: the true value, or a function without arguments that computes it, which is called
             only once there is a guess.
         within: how far a number may be off, relative to the answer: 0.1 is a tenth.
-    Returns: a Report. Errors: ValueError for a negative ``within``.
+    Returns: a Report.
+    Errors: ValueError for a negative ``within``.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> x = torch.zeros(2, 5, 4, 3)  # (B, T, H, D)
+        >>> report = mha.check.prediction((2, 5, 4, 3), lambda: x.transpose(1, 2).shape)
+        >>> report.ok, report.headline
+        (False, 'not what the run says')
+        >>> print(report.findings[0].evidence)
+        you said (2, 5, 4, 3), the run says (2, 4, 5, 3)
+        the lengths are right, and their order is not
+        >>> mha.check.prediction((2, 4, 5, 3), lambda: x.transpose(1, 2).shape).ok
+        True
     """
     if within < 0:
         raise ValueError(f"within must not be negative, got {within}")
@@ -124,9 +138,21 @@ def diagnosis(guess, subject, by: Callable[..., Report] | None = None, **options
         guess: a name from the catalogue such as "mask-inverted", or several; None = not yet.
         subject: the faulty class or function.
         by: the check that is asked; by default ``check.multi_head_attention`` for a class, and
-            ``check.attention`` for a function. ``options`` are handed to it.
+            ``check.attention`` for a function.
+        options: are handed to that check.
     Returns: a Report, ok if the names are those that the check finds, or if it finds no mistake
         any more. A wrong guess is answered by a hint, and not by the name.
+
+    Examples:
+        >>> import mha
+        >>> def attend(query, key, value):
+        ...     return (query @ key.mT).softmax(-1) @ value
+        >>> report = mha.check.diagnosis("softmax-wrong-axis", attend)
+        >>> report.ok, report.headline
+        (False, 'not yet right')
+        >>> report = mha.check.diagnosis("scale-missing", attend)
+        >>> report.ok, report.headline
+        (True, 'your diagnosis is right')
     """
     from mha import check
 
@@ -204,7 +230,19 @@ def function(
         close: tolerance, relative to the largest number of a result.
         mistakes: what a likely mistake is, in a few words -> a function that makes it.
         seconds: after which the learner's code is cut off.
-    Returns: a Report. Errors: ValueError without any case.
+    Returns: a Report.
+    Errors: ValueError without any case.
+
+    Examples:
+        >>> import mha
+        >>> report = mha.check.function(
+        ...     lambda row: sum(row) / (len(row) - 1),
+        ...     lambda row: sum(row) / len(row),
+        ...     ([1.0, 2.0, 6.0],),
+        ...     mistakes={"it divides by one too few": lambda row: sum(row) / (len(row) - 1)},
+        ... )
+        >>> report.ok, report.findings[0].title
+        (False, 'It divides by one too few')
     """
     if not cases:
         raise ValueError("cases must hold at least one tuple of arguments")

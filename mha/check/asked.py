@@ -16,6 +16,7 @@ ASKED = {
     "biases": "each of the four maps must have a bias",
     "defaults": "forward(x) must be forward(x, x, x), and forward(x, m) be forward(x, m, m)",
 }
+"""What an exercise may ask for -> what the checker says of code without it."""
 
 
 def check_asked(asked) -> None:

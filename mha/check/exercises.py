@@ -36,7 +36,24 @@ POLARITIES = ("attend", "block")
 
 
 def split_heads(fn, *, seconds: float = 10.0) -> Report:
-    """Check fn(x, num_heads): (B, T, E) -> (B, H, T, D)."""
+    """Check fn(x, num_heads): (B, T, E) -> (B, H, T, D).
+
+    Args:
+        fn: the learner's function; its arguments may be spelled in any usual way.
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+
+    Examples:
+        >>> import mha
+        >>> def split(x, num_heads):
+        ...     batch, length, width = x.shape
+        ...     return x.reshape(batch, num_heads, length, width // num_heads)
+        >>> report = mha.check.split_heads(split)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['split-no-transpose'])
+        >>> mha.check.split_heads(mha.heads.split_heads).ok
+        True
+    """
     roles = [
         Role("x", "input inputs tensor t q query xs", must=True),
         Role("heads", "numheads nheads h nhead numhead headcount"),
@@ -48,7 +65,24 @@ def split_heads(fn, *, seconds: float = 10.0) -> Report:
 
 
 def merge_heads(fn, *, seconds: float = 10.0) -> Report:
-    """Check fn(x): (B, H, T, D) -> (B, T, E)."""
+    """Check fn(x): (B, H, T, D) -> (B, T, E).
+
+    Args:
+        fn: the learner's function, which may take sizes too.
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+
+    Examples:
+        >>> import mha
+        >>> def merge(x):
+        ...     batch, heads, length, width = x.shape
+        ...     return x.reshape(batch, length, heads * width)
+        >>> report = mha.check.merge_heads(merge)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['merge-no-transpose'])
+        >>> mha.check.merge_heads(mha.heads.merge_heads).ok
+        True
+    """
     roles = [
         Role("x", "input inputs tensor heads xs out output", must=True),
         Role("count", "numheads nheads h nhead numhead headcount"),
@@ -61,7 +95,23 @@ def merge_heads(fn, *, seconds: float = 10.0) -> Report:
 
 
 def softmax(fn, *, seconds: float = 10.0) -> Report:
-    """Check fn(x, dim=-1): weights along an axis that sum to 1."""
+    """Check fn(x, dim=-1): weights along an axis that sum to 1.
+
+    Args:
+        fn: the learner's function, of tensors or of NumPy arrays.
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+
+    Examples:
+        >>> import mha
+        >>> def softmax(x, dim=-1):
+        ...     return x.exp() / x.exp().sum(dim, keepdim=True)
+        >>> report = mha.check.softmax(softmax)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['softmax-overflow'])
+        >>> print(report.findings[0].hint)
+        Which number, subtracted from a whole row, leaves nothing above 0?
+    """
     roles = [
         Role("x", "input inputs tensor scores logits z a", must=True),
         Role("dim", "axis d"),
@@ -72,7 +122,23 @@ def softmax(fn, *, seconds: float = 10.0) -> Report:
 def causal_mask(fn, *, mask: str = "attend", seconds: float = 10.0) -> Report:
     """Check fn(T, S=None): bool (T, S), True where key j <= query i.
 
-    Args: mask: what True is to mean, "attend" or "block".
+    Args:
+        fn: the learner's function; it may take T alone.
+        mask: what True is to mean, "attend" or "block".
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+    Errors: ValueError for a ``mask`` that is neither.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> def causal(T):
+        ...     return torch.ones(T, T).triu(1).bool()
+        >>> report = mha.check.causal_mask(causal)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['mask-inverted'])
+        >>> mha.check.causal_mask(causal, mask="block").ok
+        True
     """
     _check_polarity(mask)
     roles = [
@@ -87,7 +153,23 @@ def causal_mask(fn, *, mask: str = "attend", seconds: float = 10.0) -> Report:
 def padding_mask(fn, *, mask: str = "attend", seconds: float = 10.0) -> Report:
     """Check fn(lengths, max_len=None) or fn(ids, pad_id=0): bool (B, S), (B, 1, 1, S) and the like.
 
-    Args: mask: what True is to mean, "attend" (a real token) or "block".
+    Args:
+        fn: the learner's function.
+        mask: what True is to mean, "attend" (a real token) or "block".
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+    Errors: ValueError for a ``mask`` that is neither.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> def padding(lengths, max_len):
+        ...     return torch.arange(max_len) <= lengths[:, None]
+        >>> report = mha.check.padding_mask(padding)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['padding-off-by-one'])
+        >>> mha.check.padding_mask(mha.masks.padding).ok
+        True
     """
     _check_polarity(mask)
     roles = [
@@ -105,27 +187,89 @@ def padding_mask(fn, *, mask: str = "attend", seconds: float = 10.0) -> Report:
 def positional_encoding(fn, *, seconds: float = 10.0) -> Report:
     """Check fn(length, width): (T, E), sine in the even features and cosine in the odd ones.
 
-    A class of a module that adds them to its input is taken too.
+    Args:
+        fn: the learner's function, or a class of a module that adds them to its input.
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+
+    Examples:
+        >>> import mha
+        >>> def encode(length, width):
+        ...     return mha.positions.sinusoidal(length + 1, width)[1:]
+        >>> report = mha.check.positional_encoding(encode)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['pe-from-one'])
+        >>> mha.check.positional_encoding(mha.positions.sinusoidal).ok
+        True
     """
     return encodings.check(fn, seconds)
 
 
 def kv_cache(cls, *, seconds: float = 10.0) -> Report:
-    """Check a class whose append(k, v) takes (B, H, T, D) and returns all keys and all values."""
+    """Check a class whose append(k, v) takes (B, H, T, D) and returns all keys and all values.
+
+    Args:
+        cls: the learner's class, or an instance that is empty.
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+
+    Examples:
+        >>> import mha
+        >>> class Forgetful:
+        ...     def append(self, k, v):
+        ...         self.k, self.v = k, v
+        ...         return self.k, self.v
+        >>> report = mha.check.kv_cache(Forgetful)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['cache-overwrites'])
+    """
     return caches.check(cls, seconds)
 
 
 def grouped_query_attention(fn, *, mask: str | None = None, seconds: float = 10.0) -> Report:
     """Check fn(q, k, v, mask=None): q (B, H, T, D); k and v (B, H_kv, S, D); H a multiple of H_kv.
 
-    Args: mask: what True means in its masks, "attend" or "block".
+    Args:
+        fn: the learner's function.
+        mask: what True means in its masks, "attend" or "block"; by default what its comments and
+            docstring say, else "attend".
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+    Errors: ValueError for a ``mask`` that is neither.
+
+    Examples:
+        >>> import mha
+        >>> def grouped(q, k, v, mask=None):
+        ...     groups = q.shape[1] // k.shape[1]
+        ...     k, v = k.repeat(1, groups, 1, 1), v.repeat(1, groups, 1, 1)  # (B, H, S, D)
+        ...     return mha.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        >>> report = mha.check.grouped_query_attention(grouped)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['gqa-tiled'])
     """
     _check_polarity(mask or "attend")
     return tiles.check_grouped(fn, mask, seconds)
 
 
 def flash_attention(fn, *, seconds: float = 10.0) -> Report:
-    """Check fn(q, k, v, block_size): attention in tiles of keys, with (B, H, T, D), or (T, D)."""
+    """Check fn(q, k, v, block_size): attention in tiles of keys, with (B, H, T, D), or (T, D).
+
+    Args:
+        fn: the learner's function.
+        seconds: after which the learner's code is cut off.
+    Returns: a Report.
+
+    Examples:
+        >>> import mha
+        >>> def flash(q, k, v, block_size):
+        ...     out = 0
+        ...     for keys, values in zip(k.split(block_size, -2), v.split(block_size, -2)):
+        ...         out = out + mha.scaled_dot_product_attention(q, keys, values)
+        ...     return out
+        >>> report = mha.check.flash_attention(flash)
+        >>> report.ok, [found.slug for found in report.findings]
+        (False, ['flash-tile-softmax'])
+    """
     return tiles.check_flash(fn, seconds)
 
 

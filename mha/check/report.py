@@ -74,6 +74,15 @@ class Finding:
         explanation: what happens and why it is wrong.
         chapter: "chapters/05-4-masks#how-a-mask-enters", or "".
         hint: one step towards the repair, or "".
+
+    Examples:
+        >>> import mha
+        >>> report = mha.check.softmax(lambda x, dim=-1: x.exp())
+        >>> found = report.findings[0]
+        >>> found.slug, found.severity, found.label
+        ('softmax-no-normalise', 'mistake', 'Mistake')
+        >>> print(found.title)
+        The exponentials are not divided by their sum
     """
 
     slug: str
@@ -92,7 +101,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table; ``passed`` is None where it could not be tried."""
+    """One line of the table; ``passed`` is None where it could not be tried.
+
+    Args:
+        name: what was tried.
+        passed: whether the code passed, or None.
+        detail: what was seen, or "".
+        slugs: names of the findings that it led to.
+
+    Examples:
+        >>> import mha
+        >>> report = mha.check.softmax(lambda x, dim=-1: x.exp())
+        >>> [(check.name, check.passed) for check in report.checks]
+        [('weights along the last axis', False)]
+    """
 
     name: str
     passed: bool | None
@@ -110,6 +132,16 @@ class Report:
         checks: what was tried, in its order.
         reading: how the code was understood, such as "mask: True = may attend".
         said: the result in one line, where it is another than a count of the findings.
+
+    Examples:
+        >>> import mha
+        >>> report = mha.check.softmax(lambda x, dim=-1: x.exp())
+        >>> report.ok, report.headline, report.tally
+        (False, '1 mistake', '1 check: 1 failed')
+        >>> [found.slug for found in report.findings]
+        ['softmax-no-normalise']
+        >>> print(report.text().splitlines()[2])
+        ✗ Mistake: The exponentials are not divided by their sum [softmax-no-normalise]
     """
 
     subject: str
@@ -165,7 +197,7 @@ class Report:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        """The report for a notebook, in the colours of its page."""
+        """The report for a notebook, in the colors of its page."""
         title = f"{_html(self.subject)}: {_html(self.headline)}"
         parts = [f'<p style="margin:0 0 .75em"><strong>{title}</strong></p>']
         parts += [_finding_html(found) for found in self._ordered()]

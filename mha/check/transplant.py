@@ -45,7 +45,20 @@ def transplant(
         subject: a class, made anew for each place, in which ``check.multi_head_attention`` finds no
             mistake.
         mask, weights, seconds: as of ``check.multi_head_attention``.
-    Returns: the copy, in the mode of ``model``. Errors: ValueError saying what stands in the way.
+    Returns: the copy, in the mode of ``model``.
+    Errors: ValueError saying what stands in the way.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> sizes = {"embed_dim": 16, "num_heads": 2, "num_layers": 1, "max_length": 8}
+        >>> model = mha.models.GPT(11, positions="learned", **sizes)
+        >>> class Mine(mha.MultiHeadAttention):  # stands for a class of yours
+        ...     pass
+        >>> changed = mha.check.transplant(model, Mine)
+        >>> ids = torch.tensor([[3, 1, 4, 1, 5]])  # (B, T)
+        >>> torch.allclose(changed(ids), model(ids), atol=1e-5)
+        True
     """
     exam = _examined(subject, {"mask": mask, "weights": weights}, seconds)
     places = [name for name, part in model.named_modules() if isinstance(part, MultiHeadAttention)]

@@ -14,6 +14,17 @@ class AlignedPair(NamedTuple):
     ``sure`` links join words that mean the same. ``possible`` holds these, and the links that one
     may draw or leave: to an article, a preposition, a pronoun, an auxiliary that the other language
     does without, or says within another word. ``phenomenon`` says what the pair was written for.
+
+    Examples:
+        >>> import mha
+        >>> pair = mha.data.aligned_pairs()[0]
+        >>> pair.source, pair.target, pair.phenomenon
+        ('I bought a red car.', 'Compré un coche rojo.', 'noun, adjective')
+        >>> source, target = mha.data.words(pair.source), mha.data.words(pair.target)
+        >>> [(source[i], target[j]) for i, j in sorted(pair.sure)]
+        [('bought', 'Compré'), ('a', 'un'), ('red', 'rojo'), ('car', 'coche'), ('.', '.')]
+        >>> [(source[i], target[j]) for i, j in pair.possible - pair.sure]
+        [('I', 'Compré')]
     """
 
     source: str
@@ -30,7 +41,16 @@ def aligned_pairs() -> list[AlignedPair]:
     word has at most one sure link, so an aligner that gives each target word one source word can
     be right everywhere.
 
+    Returns: the pairs, those of a phenomenon one after another.
     Source: the two kinds of links are those of Och and Ney 2003, section 5.
+
+    Examples:
+        >>> import mha
+        >>> pairs = mha.data.aligned_pairs()
+        >>> len(pairs), len({pair.phenomenon for pair in pairs})
+        (60, 12)
+        >>> [pair.target for pair in pairs if pair.phenomenon == "clitics"][:2]
+        ['Lo vi ayer.', 'Tom la quiere mucho.']
     """
     found, phenomenon = [], ""
     for line in PAIRS.strip().splitlines():

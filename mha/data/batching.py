@@ -24,6 +24,16 @@ def pad(
         device: of the results.
     Returns: ids (B, S) int64, and key_mask (B, S) bool, True = a real token. The mask comes from
         the lengths, so a ``pad_id`` inside a sequence counts as real.
+
+    Examples:
+        >>> import mha
+        >>> ids, key_mask = mha.data.pad([[5, 6, 7], [8]])
+        >>> ids  # (B, S)
+        tensor([[5, 6, 7],
+                [8, 0, 0]])
+        >>> key_mask
+        tensor([[ True,  True,  True],
+                [ True, False, False]])
     """
     lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.int64)  # (B,)
     longest = max(lengths.tolist(), default=0)
@@ -52,6 +62,15 @@ class Batches:
         seed: fixes the orders. Two objects made alike give the same batches, pass by pass, on
             every platform.
     Errors: ValueError for a batch_size below 1 and for no examples.
+
+    Examples:
+        >>> import mha
+        >>> list(mha.data.Batches("abcdefg", 3, collate="".join, shuffle=False))
+        ['abc', 'def', 'g']
+        >>> batches = mha.data.Batches("abcdefg", 3, collate="".join)
+        >>> first, second = list(batches), list(batches)  # two passes
+        >>> len(batches), first == second, sorted("".join(first)) == sorted("".join(second))
+        (3, False, True)
     """
 
     GROUP = 8

@@ -16,6 +16,14 @@ def marked_words(text: str) -> list[str]:
     "I'm 28 now." has ▁I, ', m, ▁28, ▁now and a point. A run of letters is a word, and so is a run
     of anything else: a piece holds letters or other characters, never both, as in SentencePiece.
     Joined, the words are the text again, with one "▁" before each of its parts between spaces.
+
+    Examples:
+        >>> import mha
+        >>> marked = mha.data.marked_words("I'm 28 now.")
+        >>> marked
+        ['▁I', "'", 'm', '▁28', '▁now', '.']
+        >>> "".join(marked).replace("▁", " ").strip()
+        "I'm 28 now."
     """
     marked = "".join(SPACE + part for part in text.split())
     return re.findall(rf"{SPACE}?(?:[^\W\d_]+|(?:(?!{SPACE})[\W\d_])+)|{SPACE}", marked)
@@ -28,10 +36,18 @@ def learn_bpe(counts: Mapping[str, int], merges: int) -> list[tuple[str, str]]:
     one piece wherever they do; pairs are counted anew, and so on. Of pairs that are equally
     frequent, the one that makes the shortest piece comes first, then the first in code point order.
 
-    Args: counts, how often each word stands in the text; merges, how many pairs to learn.
+    Args:
+        counts: word -> how often it stands in the text.
+        merges: how many pairs to learn.
     Returns: the pairs, fewer where every word has become one piece before.
     Errors: ValueError for a negative number of merges, and for a count below 1.
     Source: Sennrich et al. 2016, Algorithm 1; here counts are kept up to date, not made anew.
+
+    Examples:
+        >>> import mha
+        >>> counts = {"hand": 4, "hands": 2, "land": 3}
+        >>> mha.data.learn_bpe(counts, 4)
+        [('a', 'n'), ('an', 'd'), ('h', 'and'), ('l', 'and')]
     """
     if merges < 0:
         raise ValueError(f"merges must be at least 0, got {merges}")
@@ -72,6 +88,20 @@ def apply_bpe(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
 
     A word that `learn_bpe` has seen comes out as it was cut there, and any other word by the same
     rules. A character that is in no pair stays a piece of its own. Joined, pieces are the word.
+
+    Args:
+        word: one word, with "▁" before it if the words that were learned from had it.
+        merges: the pairs, in the order in which `learn_bpe` gave them.
+    Returns: the pieces, from left to right.
+    Source: Sennrich et al. 2016, section 3.2.
+
+    Examples:
+        >>> import mha
+        >>> merges = mha.data.learn_bpe({"hand": 4, "hands": 2, "land": 3}, 4)
+        >>> mha.data.apply_bpe("hand", merges)
+        ['hand']
+        >>> mha.data.apply_bpe("sand", merges)  # not seen before
+        ['s', 'and']
     """
     pieces = list(word)
     for left, right in merges:
@@ -95,7 +125,7 @@ def _pairs(
 
 
 def _merged(pieces: Sequence[str], left: str, right: str) -> list[str]:
-    """The pieces, with left and right made one wherever they are neighbours, from the start on."""
+    """The pieces, with left and right made one wherever they are neighbors, from the start on."""
     merged: list[str] = []
     for piece in pieces:
         if piece == right and merged and merged[-1] == left:

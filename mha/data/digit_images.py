@@ -17,7 +17,18 @@ SHA256 = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
 class Digits(NamedTuple):
-    """Pictures with values in [0, 1] and their labels 0 to 9, to train on and to test on."""
+    """Pictures with values in [0, 1] and their labels 0 to 9, to train on and to test on.
+
+    Examples:
+        >>> import mha
+        >>> digits = mha.data.digits()
+        >>> digits.train_images.shape, digits.test_images.shape  # (N, 1, 8, 8), (M, 1, 8, 8)
+        (torch.Size([1438, 1, 8, 8]), torch.Size([359, 1, 8, 8]))
+        >>> digits.train_images.dtype, digits.train_labels.dtype
+        (torch.float32, torch.int64)
+        >>> digits.train_images.min().item(), digits.train_images.max().item()
+        (0.0, 1.0)
+    """
 
     train_images: Float[Tensor, "N 1 8 8"]
     train_labels: Int[Tensor, " N"]
@@ -34,7 +45,16 @@ def digits(*, test_fraction: float = 0.2, seed: int = 0) -> Digits:
     Returns: `Digits`, float32 pictures and int64 labels.
     Errors: ValueError for a test_fraction out of range; RuntimeError where scikit-learn's data
         are not those this was written for; ImportError without scikit-learn.
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998.
+    Source: Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, UCI.
+
+    Examples:
+        >>> import mha
+        >>> digits = mha.data.digits(test_fraction=0.5)
+        >>> len(digits.train_labels), len(digits.test_labels)
+        (899, 898)
+        >>> shares = digits.train_labels.bincount() - digits.test_labels.bincount()
+        >>> shares.abs().max().item()  # no digit leans to a side by more
+        1
     """
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must be above 0 and below 1, got {test_fraction}")
@@ -69,11 +89,24 @@ def augment(
     Args:
         images: (B, C, h, w).
         generator: source of the random numbers, on the CPU; by default torch's own.
-        rotate: largest angle, radians. scale: largest change of size, a fraction.
-        shear: largest slant, columns a row. shift: largest move, a fraction of the side.
-            Each is drawn evenly from -limit to limit for each picture.
+        rotate: largest angle, radians. This and the rest are limits: for each picture a number is
+            drawn evenly from -limit to limit.
+        scale: largest change of size, a fraction.
+        shear: largest slant, columns a row.
+        shift: largest move, a fraction of the side.
     Returns: (B, C, h, w), of the same dtype and device.
     Errors: ValueError for images that are not 4-D.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> images = mha.data.digits().test_images[:1].repeat(2, 1, 1, 1)  # one picture, twice
+        >>> moved = mha.data.augment(images, torch.Generator().manual_seed(0))
+        >>> moved.shape, torch.equal(moved[0], moved[1])
+        (torch.Size([2, 1, 8, 8]), False)
+        >>> still = mha.data.augment(images, rotate=0, scale=0, shear=0, shift=0)
+        >>> torch.allclose(still, images, atol=1e-5)
+        True
     """
     if images.ndim != 4:
         raise ValueError(f"images must be (B, C, h, w), got {tuple(images.shape)}")
@@ -99,7 +132,24 @@ def image_batches(
 ) -> Batches:
     """Batches (images (B, C, h, w), labels (B,)), augmented anew each time; orders as in `Batches`.
 
-    Errors: ValueError where there are not as many labels as images.
+    Args:
+        images: (N, C, h, w).
+        labels: (N,), integers.
+        batch_size: B, pictures in a batch; the last batch of a pass may hold fewer.
+        augmented: whether pictures go through `augment`, with its usual limits.
+        seed: fixes orders and augmentation.
+    Returns: `Batches`.
+    Errors: ValueError where there are not as many labels as images, and for what `Batches` refuses.
+
+    Examples:
+        >>> import mha
+        >>> digits = mha.data.digits()
+        >>> batches = mha.data.image_batches(digits.train_images, digits.train_labels, batch_size=64)
+        >>> len(batches)  # in one pass over 1438 pictures
+        23
+        >>> images, labels = next(iter(batches))
+        >>> images.shape, labels.shape
+        (torch.Size([64, 1, 8, 8]), torch.Size([64]))
     """
     if len(images) != len(labels):
         raise ValueError(f"images and labels must be as many, got {len(images)} and {len(labels)}")

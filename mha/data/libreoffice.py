@@ -73,6 +73,18 @@ def libreoffice_zh(*, held_out: int = 1_000, seed: int = 0) -> Sentences:
         ValueError for a held_out below 1, or that leaves nothing to train on.
     Source: LibreOffice 7.4.7 by its contributors, MPL-2.0, as packaged by Debian; each pair names
         package and file in ``attribution``.
+
+    Examples:
+        >>> import mha
+        >>> parts = mha.data.libreoffice_zh()  # doctest: +SKIP
+
+        That needs Debian 12. What it makes of a page of the help, in two languages:
+
+        >>> from mha.data.libreoffice import pairs_of_help
+        >>> english = {"save.html": '<p id="par_id1">Save the file. Close it.</p>'}
+        >>> chinese = {"save.html": '<p id="par_id1">保存文件。关闭它。</p>'}
+        >>> [(pair.source, pair.target) for pair in pairs_of_help(english, chinese)]
+        [('Save the file.', '保存文件。'), ('Close it.', '关闭它。')]
     """
     interface, *pages = [_fetch.fetch(archive) for archive in (INTERFACE, *HELP)]
     catalogs = _fetch.read_all(interface, CATALOGS)

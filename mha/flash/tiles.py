@@ -40,13 +40,25 @@ def forward(
     """Attention, and of each row what the backward pass rebuilds its weights from.
 
     Args:
-        query: (B, H, T, D). key: (B, H_kv, S, D). value: (B, H_kv, S, D_v). No axis is empty.
+        query: (B, H, T, D); no axis is empty.
+        key: (B, H_kv, S, D).
+        value: (B, H_kv, S, D_v).
         rules: all masks. What stands at a key that its key_mask excludes is never used.
-        scale: factor of the scores. softcap: their bound, or None.
+        scale: factor of the scores.
+        softcap: bound of the scores, or None.
         block_q, block_k: queries to a block, keys to a tile; by default as many as make ``TILE``.
     Returns: output (B, H, T, D_v) in the query's dtype, and in the accumulation dtype, float32 for
         half types, top (B, H, T), the row's greatest score, and total (B, H, T), its sum of
         exp(score - top). A row that sees nothing has output 0, top 0 and total 1.
+
+    Examples:
+        >>> import torch
+        >>> from mha.flash import Rules, tiles
+        >>> query, key = torch.zeros(2, 2, 3, 4), torch.ones(2, 1, 5, 4)  # all scores are 0
+        >>> options = {"scale": 0.5, "softcap": None, "block_k": 2}
+        >>> output, top, total = tiles.forward(query, key, key, Rules(is_causal=True), **options)
+        >>> tuple(output.shape), top[0, 0].tolist(), total[0, 0].tolist()  # 1, 2, 3 keys seen
+        ((2, 2, 3, 4), [0.0, 0.0, 0.0], [1.0, 2.0, 3.0])
     """
     dtype, block_k = _accumulation_dtype(query), block_k or _keys_to(block_q, query)
     output = query.new_empty(*query.shape[:-1], value.shape[-1])  # (B, H, T, D_v)
@@ -104,6 +116,17 @@ def backward(
         output, top, total: what ``forward`` returned.
         the rest: as given to ``forward``.
     Returns: gradients of query, key and value, in their shapes and dtypes.
+
+    Examples:
+        >>> import torch
+        >>> from mha.flash import Rules, tiles
+        >>> query, key = torch.zeros(2, 2, 3, 4), torch.ones(2, 1, 5, 4)
+        >>> given = query, key, key
+        >>> options = {"rules": Rules(), "scale": 0.5, "softcap": None}
+        >>> kept = tiles.forward(*given, **options)
+        >>> grads = tiles.backward(torch.ones(2, 2, 3, 4), *given, *kept, **options)
+        >>> [tuple(grad.shape) for grad in grads]
+        [(2, 2, 3, 4), (2, 1, 5, 4), (2, 1, 5, 4)]
     """
     dtype, block_k = _accumulation_dtype(query), block_k or _keys_to(block_q, query)
     groups = key.shape[1]

@@ -33,6 +33,15 @@ def from_torch(module: nn.MultiheadAttention) -> MultiHeadAttention:
     Errors: ValueError for a module made with ``add_bias_kv`` or ``add_zero_attn``, or whose
         parameters differ in dtype or device; TypeError for another class, or one with a forward
         of its own.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> theirs = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        >>> ours = mha.interop.from_torch(theirs)
+        >>> x, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 8)  # (B, T, E), (B, S, E)
+        >>> torch.allclose(ours(x, memory), theirs(x, memory, memory)[0], atol=1e-5)
+        True
     """
     _check_class("module", module, nn.MultiheadAttention)
     if module.bias_k is not None or module.bias_v is not None:
@@ -74,8 +83,18 @@ def to_torch(module: MultiHeadAttention, *, batch_first: bool = True) -> nn.Mult
     Errors: ValueError for what torch's module cannot hold: a ``head_dim`` with H*D != E, a
         ``scale`` other than 1/sqrt(D), ``is_causal=True``, fewer key heads, ``rope``, ``qk_norm``,
         ``softcap``, a ``window``, biases on some of the four maps only, input maps of which some
-        are frozen and some not, parameters that differ in dtype or device. TypeError for another class, or one with a forward of its own; and for a
-        projection that is no ``nn.Linear``, or one with a forward of its own.
+        are frozen and some not, parameters that differ in dtype or device. TypeError for another
+        class, or one with a forward of its own; and for a projection that is no ``nn.Linear``, or
+        one with a forward of its own.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> ours = mha.MultiHeadAttention(8, 2, kdim=6, vdim=6)
+        >>> theirs = mha.interop.to_torch(ours)
+        >>> x, memory = torch.randn(2, 3, 8), torch.randn(2, 5, 6)  # (B, T, E), (B, S, kdim)
+        >>> torch.allclose(theirs(x, memory, memory)[0], ours(x, memory), atol=1e-5)
+        True
     """
     _checks.check_flag("batch_first", batch_first)
     _check_class("module", module, MultiHeadAttention)

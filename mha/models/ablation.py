@@ -30,6 +30,15 @@ def without_head(attention: MultiHeadAttention, head: int) -> Iterator[None]:
         head: 0 to num_heads - 1.
     Errors: ValueError for a head that the module does not have.
     Source: the ablation of Michel et al. 2019, section 3.
+
+    Examples:
+        >>> import mha, torch
+        >>> from mha import models
+        >>> attention, x = mha.MultiHeadAttention(8, 2), torch.randn(1, 3, 8)
+        >>> with models.without_head(attention, 0), models.without_head(attention, 1):
+        ...     nothing = attention(x)  # (1, 3, 8): the bias of out_proj is all that is left
+        >>> torch.allclose(nothing, attention.out_proj.bias)
+        True
     """
     if not 0 <= head < attention.num_heads:
         raise ValueError(f"head must be 0 to {attention.num_heads - 1}, got {head}")
@@ -49,7 +58,19 @@ def without_head(attention: MultiHeadAttention, head: int) -> Iterator[None]:
 
 
 class TranslatorHead(NamedTuple):
-    """One head of a `Translator`: part is "encoder", "decoder" (its self-attention) or "cross"."""
+    """One head of a `Translator`: part is "encoder", "decoder" (its self-attention) or "cross".
+
+    ``layer`` and ``head`` are counted from 0.
+
+    Examples:
+        >>> from mha import models
+        >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+        >>> head = models.TranslatorHead("cross", layer=0, head=1)
+        >>> str(head)
+        'cross 0.1'
+        >>> head.attention(model) is model.decoder[0].cross_attention
+        True
+    """
 
     part: str
     layer: int
@@ -59,7 +80,10 @@ class TranslatorHead(NamedTuple):
         return f"{self.part} {self.layer}.{self.head}"
 
     def attention(self, model: "Translator") -> MultiHeadAttention:
-        """The module that the head is in. Errors: ValueError for a part there is not."""
+        """The module that the head is in.
+
+        Errors: ValueError for a part there is not.
+        """
         if self.part == "encoder":
             return model.encoder[self.layer].attention
         if self.part == "decoder":
@@ -70,7 +94,14 @@ class TranslatorHead(NamedTuple):
 
 
 def translator_heads(model: "Translator") -> list[TranslatorHead]:
-    """All heads of a translator: the encoder's, then the decoder's own, then the cross ones."""
+    """All heads of a translator: the encoder's, then the decoder's own, then the cross ones.
+
+    Examples:
+        >>> from mha import models
+        >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+        >>> [str(head) for head in models.translator_heads(model)]
+        ['encoder 0.0', 'encoder 0.1', 'decoder 0.0', 'decoder 0.1', 'cross 0.0', 'cross 0.1']
+    """
     layers = {"encoder": model.encoder, "decoder": model.decoder, "cross": model.decoder}
     modules = [TranslatorHead(part, n, 0) for part in layers for n in range(len(layers[part]))]
     return [m._replace(head=h) for m in modules for h in range(m.attention(model).num_heads)]
@@ -78,7 +109,21 @@ def translator_heads(model: "Translator") -> list[TranslatorHead]:
 
 @contextmanager
 def without_heads(model: "Translator", heads: Iterable[TranslatorHead]) -> Iterator[None]:
-    """Within the ``with`` block all these heads are off; see `without_head`."""
+    """Within the ``with`` block all these heads are off; see `without_head`.
+
+    Errors: ValueError for a head that the model does not have.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+        >>> cross = [head for head in models.translator_heads(model) if head.part == "cross"]
+        >>> sources, target = torch.tensor([[3, 4, 5], [6, 7, 8]]), torch.tensor([[1, 3], [1, 3]])
+        >>> with models.without_heads(model, cross):
+        ...     first, second = model(sources, target)  # nothing of the source comes through
+        >>> torch.allclose(first, second)
+        True
+    """
     with ExitStack() as stack:
         for head in heads:
             stack.enter_context(without_head(head.attention(model), head.head))
@@ -93,8 +138,21 @@ def pair_nats(
 
     The sum of the first column over that of the second is the loss per token, as in training.
 
-    Args: batches, of `mha.data.translation_batch`.
+    Args:
+        model: a `Translator`; its mode is put back afterwards.
+        batches: of `mha.data.translation_batch`, N pairs in all.
     Returns: (N, 2) float64, in the order of the batches.
+
+    Examples:
+        >>> import torch
+        >>> from mha import data, models
+        >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+        >>> source, said = torch.tensor([[3, 4], [5, 0]]), torch.tensor([[3, 4, 2], [5, 2, 0]])
+        >>> read = torch.tensor([[1, 3, 4], [1, 5, 0]])
+        >>> batch = data.TranslationBatch(source, source != 0, target_in=read, target_out=said)
+        >>> nats, tokens = models.pair_nats(model, [batch]).T  # (2,) each
+        >>> tokens.tolist()
+        [3.0, 2.0]
     """
     training, found = model.training, []
     model.eval()
@@ -130,10 +188,20 @@ def bootstrap(
         values: (N, C), one row for each sentence drawn.
         statistic: (samples, C) -> (samples, ...): of the means of the columns, for instance the
             first mean over the second; several numbers at once if you like.
-        confidence: above 0, below 1. samples: how often rows are drawn. seed: of the draws.
+        confidence: above 0, below 1.
+        samples: how often rows are drawn.
+        seed: of the draws.
     Returns: low and high, float64, each of the shape of one statistic.
     Errors: ValueError for another shape, no rows, or a confidence or samples out of range.
     Source: Efron and Tibshirani 1993, chapter 13; for translation, Koehn 2004.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> right = torch.tensor([[1.0]] * 80 + [[0.0]] * 20)  # 80 of 100 sentences are right
+        >>> low, high = models.bootstrap(right, lambda means: means[:, 0])
+        >>> 0.7 < float(low) < 0.75, 0.85 < float(high) < 0.9
+        (True, True)
     """
     if values.ndim != 2 or not len(values):
         raise ValueError(f"values must be (N, C) with N at least 1, got {tuple(values.shape)}")
@@ -168,13 +236,20 @@ def remove_greedily(
 
     Args:
         cost: of being without these parts together.
-        parts: those there are. limit: the highest cost that is accepted.
+        parts: those there are.
+        limit: the highest cost that is accepted, in the unit of the cost.
         tries: so many parts are tried in a round, those that were cheapest when they were last
             tried, to save calls; None = all of them.
         alone: about what each part costs alone, where that is known; without it, all parts are
             tried in the first round.
     Returns: the parts that went, in their order, each with the cost of all up to it.
     Errors: ValueError for tries below 1.
+
+    Examples:
+        >>> from mha import models
+        >>> price = {"a": 1, "b": 5, "c": 2}
+        >>> models.remove_greedily(lambda gone: sum(price[p] for p in gone), "abc", limit=4)
+        [('a', 1), ('c', 3)]
     """
     if tries is not None and tries < 1:
         raise ValueError(f"tries must be at least 1 or None, got {tries}")

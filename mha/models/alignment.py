@@ -25,9 +25,15 @@ def word_shares(pieces: Sequence[str]) -> Float[Tensor, "pieces words"]:
     several words of `mha.data.words` belongs to them by characters; a "▁" that stands alone belongs
     to the word that it begins.
 
-    Args: pieces, as `mha.data.Subwords.pieces` gives them: a word begins with "▁" (U+2581).
+    Args:
+        pieces: as `mha.data.Subwords.pieces` gives them: a word begins with "▁" (U+2581).
     Returns: (P, W), of P pieces and W words; rows add up to 1.
     Errors: ValueError for pieces without a visible character.
+
+    Examples:
+        >>> from mha import models
+        >>> models.word_shares(["▁good", "▁mor", "ning"]).tolist()  # of "good" and "morning"
+        [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
     """
     found = words(text := "".join(pieces).replace("▁", " "))
     if not found:
@@ -68,6 +74,16 @@ def word_attention(
     Errors: ValueError for other shapes or rows.
     Source: sums over source pieces, means over target pieces: Clark et al. 2019; the two rows:
         Chen et al. 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
+        >>> source, target = ["▁good", "▁mor", "ning"], ["▁buenos", "▁días"]
+        >>> models.word_attention(weights, source, target).tolist()  # of "good" and "morning"
+        [[0.5, 0.5], [0.0, 1.0]]
+        >>> models.word_attention(weights, source, target, rows="reads").tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     if rows not in ("says", "reads"):
         raise ValueError(f'rows must be "says" or "reads", got {rows!r}')
@@ -89,8 +105,21 @@ def cross_word_attention(
 ) -> list[Float[Tensor, "L H target_words source_words"]]:
     """`word_attention` of every layer and head, for each pair, while the model reads its target.
 
-    Args: model, with subwords; pairs, with a ``source`` and a ``target`` text; rows, as there.
-    Errors: ValueError for a model without subwords.
+    Args:
+        model: a `Translator` with subwords, of L layers and H heads; it reads in eval mode.
+        pairs: with a ``source`` and a ``target`` text.
+        rows: "says" or "reads".
+    Returns: (L, H, target words, source words) for each pair; rows add up to 1.
+    Errors: ValueError for a model without subwords, and for other rows.
+
+    Examples:
+        >>> from mha import data, models
+        >>> model = models.Translator.from_checkpoint("en-es")
+        >>> pair = data.aligned_pairs()[0]
+        >>> pair.source, pair.target
+        ('I bought a red car.', 'Compré un coche rojo.')
+        >>> tuple(models.cross_word_attention(model, [pair])[0].shape)  # the point is a word too
+        (2, 8, 5, 6)
     """
     found, training = [], model.training
     model.eval()
@@ -116,12 +145,21 @@ def hiding_costs(
     The cost is what the pieces of a target word gain in nats, added up.
 
     Args:
-        model, with subwords; pairs, with a ``source`` and a ``target`` text.
+        model: a `Translator` with subwords; it reads in eval mode.
+        pairs: with a ``source`` and a ``target`` text.
         everywhere: hide the word from the encoder too; else from cross-attention alone, so that
             what its neighbours learned of it is still there.
-    Returns: (target words, source words) for each pair; below 0 where hiding helped.
+    Returns: (target words, source words) for each pair, nats; below 0 where hiding helped.
     Errors: ValueError for a model without subwords; also for a source of one word, hidden.
     Source: prediction difference, Li et al. 2019.
+
+    Examples:
+        >>> from mha import data, models
+        >>> model = models.Translator.from_checkpoint("en-es")
+        >>> pair = data.aligned_pairs()[0]  # "I bought a red car." "Compré un coche rojo."
+        >>> costs = models.hiding_costs(model, [pair])[0]  # (5, 6)
+        >>> costs.argmax(-1).tolist()  # the words that are missed: bought, a, car, red, "."
+        [1, 2, 4, 3, 5]
     """
     found, training = [], model.training
     model.eval()
@@ -156,18 +194,46 @@ def _pieces(model: "Translator", pair: "Pair") -> tuple[Tensor, Tensor, Tensor, 
 
 
 def best_links(weights: Float[Tensor, "target_words source_words"]) -> frozenset[Link]:
-    """Each target word with the source word that it gives most weight, as (source, target)."""
+    """Each target word with the source word that it gives most weight, as (source, target).
+
+    Args:
+        weights: (target words, source words); the first of equal ones counts.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> weights = torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
+        >>> sorted(models.best_links(weights))
+        [(0, 1), (1, 0)]
+    """
     return frozenset((int(source), target) for target, source in enumerate(weights.argmax(-1)))
 
 
 def diagonal_links(target_words: int, source_words: int) -> frozenset[Link]:
-    """Each target word with the source word in the same place, relative to the lengths."""
+    """Each target word with the source word in the same place, relative to the lengths.
+
+    Returns: (source word, target word), each counted from 0.
+
+    Examples:
+        >>> from mha import models
+        >>> sorted(models.diagonal_links(target_words=3, source_words=5))
+        [(0, 0), (2, 1), (4, 2)]
+    """
     steps = max(1, target_words - 1)
     return frozenset((round(t * (source_words - 1) / steps), t) for t in range(target_words))
 
 
 class LinkCounts(NamedTuple):
-    """What `AlignmentScore` is made of, for one pair of sentences."""
+    """What `AlignmentScore` is made of, for one pair of sentences: numbers of links.
+
+    ``found`` links, ``sure`` ones by hand, and how many of those found are sure or possible.
+
+    Examples:
+        >>> from mha import models
+        >>> counts = models.LinkCounts(sure_hits=2, possible_hits=3, found=4, sure=2)
+        >>> models.alignment_score([counts]).precision
+        0.75
+    """
 
     sure_hits: int
     possible_hits: int
@@ -180,6 +246,12 @@ class AlignmentScore(NamedTuple):
 
     precision is the share of found links that are possible, recall the share of sure links that
     were found; error_rate puts both together: 0 is perfect.
+
+    Examples:
+        >>> from mha import models
+        >>> all_right = models.LinkCounts(sure_hits=3, possible_hits=3, found=3, sure=3)
+        >>> models.alignment_score([all_right])
+        AlignmentScore(precision=1.0, recall=1.0, error_rate=0.0)
     """
 
     precision: float
@@ -188,7 +260,19 @@ class AlignmentScore(NamedTuple):
 
 
 def link_counts(found: Iterable[Link], gold: AlignedPair) -> LinkCounts:
-    """Count the found links (source word, target word) of one pair against those by hand."""
+    """Count the found links (source word, target word) of one pair against those by hand.
+
+    Args:
+        found: links, each word by its place, from 0.
+        gold: a pair of `mha.data.aligned_pairs`, or one like it.
+
+    Examples:
+        >>> from mha import data, models
+        >>> sure = frozenset({(0, 0), (1, 2)})
+        >>> gold = data.AlignedPair("red car", "el coche rojo", sure, sure | {(1, 0)}, "")
+        >>> models.link_counts([(0, 0), (1, 0), (0, 1)], gold)
+        LinkCounts(sure_hits=1, possible_hits=2, found=3, sure=2)
+    """
     found = frozenset(found)
     hits = (len(found & links) for links in (gold.sure, gold.possible))
     return LinkCounts(*hits, len(found), len(gold.sure))
@@ -197,9 +281,17 @@ def link_counts(found: Iterable[Link], gold: AlignedPair) -> LinkCounts:
 def alignment_score(counts: Sequence[LinkCounts]) -> AlignmentScore:
     """Precision, recall and alignment error rate of all pairs together.
 
+    Args:
+        counts: of each pair, by `link_counts`.
     Errors: ValueError where nothing was found or nothing is sure.
-    Source: Och and Ney 2003, section 5: 1 - (|A & S| + |A & P|) / (|A| + |S|), with A found,
+    Source: Och and Ney 2003, section 5: ``1 - (|A & S| + |A & P|) / (|A| + |S|)``, with A found,
         S sure and P possible, S among P.
+
+    Examples:
+        >>> from mha import models
+        >>> half = models.LinkCounts(sure_hits=1, possible_hits=2, found=2, sure=2)
+        >>> models.alignment_score([half, half])
+        AlignmentScore(precision=1.0, recall=0.5, error_rate=0.25)
     """
     sure_hits, possible_hits, found, sure = (
         map(sum, zip(*counts, strict=True)) if counts else [0] * 4

@@ -22,16 +22,30 @@ class Bert(TokenStack):
 
     Args:
         vocab_size: V, tokens that it knows, the mask token included.
-        embed_dim: width E. num_heads: heads H, a divisor of E. num_layers: blocks.
+        embed_dim: width E.
+        num_heads: heads H, a divisor of E.
+        num_layers: blocks.
         max_length: longest text in tokens, padding included.
         num_kv_heads: key and value heads, a divisor of H; H by default.
         ff_dim: inner width of the feed-forward, 4 E by default.
         positions: "rotary", an angle of queries and keys, or "learned", a vector for each
             position, added to the token's, as in BERT.
-        dropout: probability. backend: of the attention.
+        dropout: probability.
+        backend: of the attention.
         pad_id: the token that fills up a batch.
     Errors: ValueError for another kind of positions, a size below 1, and what the blocks refuse.
     Source: Devlin et al. 2019; pre-norm after Xiong et al. 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> bert = models.Bert(9, embed_dim=8, num_heads=2, num_layers=1, max_length=6)
+        >>> ids, changed = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[3, 4, 5, 7]])
+        >>> logits = bert(ids)  # (B, T, V)
+        >>> tuple(logits.shape)
+        (1, 4, 9)
+        >>> torch.allclose(logits[:, 0], bert(changed)[:, 0])  # the first token sees the last
+        False
     """
 
     def __init__(
@@ -82,7 +96,19 @@ class Bert(TokenStack):
                 computes what a `GPT` with the same weights does.
         Returns: logits (B, T, V), those at padding without meaning, and for each layer (B, H, T, T)
             where asked for.
-        Errors: ValueError for other shapes, too many tokens, and an id that has no embedding.
+        Errors: TypeError for ids that are no integers; ValueError for other shapes, too many
+            tokens, and an id that has no embedding.
+
+        Examples:
+            >>> import mha, torch
+            >>> from mha import models
+            >>> sizes = {"embed_dim": 8, "num_heads": 2, "num_layers": 1, "max_length": 6}
+            >>> bert, gpt = models.Bert(9, **sizes), models.GPT(9, **sizes)
+            >>> _ = bert.load_state_dict(gpt.state_dict())
+            >>> ids = torch.tensor([[3, 4, 5, 6]])
+            >>> masked = bert(ids, attn_mask=mha.masks.causal(4))
+            >>> torch.allclose(masked, gpt(ids), atol=1e-5)  # the mask is all the difference
+            True
         """
         if key_mask is None:
             key_mask = masks.padding(ids=ids, pad_id=self.pad_id)  # (B, T)

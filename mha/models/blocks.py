@@ -23,6 +23,16 @@ class FeedForward(nn.Sequential):
         dropout: probability, on what lies between.
         activation: makes the module that bends; a ReLU by default.
     Source: Vaswani et al. 2017, section 3.3.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> feed_forward = models.FeedForward(8, 16)
+        >>> x = torch.randn(2, 3, 8)
+        >>> tuple(feed_forward(x).shape)
+        (2, 3, 8)
+        >>> torch.allclose(feed_forward(x)[:, :1], feed_forward(x[:, :1]), atol=1e-6)
+        True
     """
 
     def __init__(
@@ -53,6 +63,19 @@ class EncoderBlock(nn.Module):
         dropout: probability.
         activation: makes the module between the feed-forward's maps.
         attention: options of `MultiHeadAttention`: is_causal, num_kv_heads, rope, window, ...
+    Errors: ValueError or TypeError for what `MultiHeadAttention` refuses.
+    Source: Vaswani et al. 2017, section 3.1; pre-norm after Xiong et al. 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> block = models.EncoderBlock(8, 2, 16, is_causal=True)
+        >>> x, real = torch.randn(1, 3, 8), torch.tensor([[True, True, False]])
+        >>> y, weights = block(x, key_mask=real, return_weights=True)
+        >>> tuple(y.shape), tuple(weights.shape)
+        ((1, 3, 8), (1, 2, 3, 3))
+        >>> (weights[0, 0] > 0).tolist()  # nothing later, no padding
+        [[True, False, False], [True, True, False], [True, True, False]]
     """
 
     def __init__(
@@ -84,9 +107,15 @@ class EncoderBlock(nn.Module):
     ) -> Float[Tensor, "B S E"] | tuple[Float[Tensor, "B S E"], Float[Tensor, "B H S K"]]:
         """The stream after this block; with ``return_weights`` also the attention weights.
 
-        Args: x (B, S, E); attn_mask, as of `MultiHeadAttention`; key_mask (B, S) bool, True = a
-            real position; positions (S,) or (B, S), for rotary attention; cache, the block's own:
-            the keys K are then those stored, with these S behind.
+        Args:
+            x: (B, S, E).
+            attn_mask: as of `MultiHeadAttention`.
+            key_mask: (B, S) bool, True = a real position.
+            positions: (S,) or (B, S), for rotary attention.
+            cache: the block's own: the keys K are then those stored, with these S behind.
+            return_weights: also give the weights.
+        Returns: (B, S, E), and (B, H, S, K) where asked for.
+        Errors: ValueError or TypeError for what `MultiHeadAttention` refuses.
         """
         attended, weights = _attend(
             *(self.attention, self.attention_norm(x)),
@@ -104,7 +133,22 @@ class EncoderBlock(nn.Module):
 class DecoderBlock(nn.Module):
     """Causal self-attention, then attention to the memory, then feed-forward.
 
-    Args: as of `EncoderBlock`.
+    Args:
+        embed_dim: width E of the model and of the memory.
+        num_heads: heads H of both attentions, a divisor of E.
+        ff_dim: inner width of the feed-forward.
+        dropout: probability.
+    Errors: ValueError or TypeError for what `MultiHeadAttention` refuses.
+    Source: Vaswani et al. 2017, section 3.1; pre-norm after Xiong et al. 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> block = models.DecoderBlock(8, 2, 16)
+        >>> x, memory = torch.randn(1, 3, 8), torch.randn(1, 5, 8)
+        >>> y, own, cross = block(x, memory, return_weights=True)
+        >>> tuple(y.shape), tuple(own.shape), tuple(cross.shape)
+        ((1, 3, 8), (1, 2, 3, 3), (1, 2, 3, 5))
     """
 
     def __init__(self, embed_dim: int, num_heads: int, ff_dim: int, *, dropout: float = 0.0):
@@ -132,10 +176,16 @@ class DecoderBlock(nn.Module):
     ):
         """The stream after this block; with ``return_weights`` also both attentions' weights.
 
-        Args: x (B, T, E); memory (B, S, E), the encoder's output; memory_mask (B, S) bool,
-            True = a real source position; cache, of the self-attention: its keys K are then those
-            stored, with these T behind; memory_cache, a static one: it takes memory and
-            memory_mask at the first call, and stands for both from then on.
+        Args:
+            x: (B, T, E).
+            memory: (B, S, E), the encoder's output.
+            memory_mask: (B, S) bool, True = a real source position.
+            cache: of the self-attention: its keys K are then those stored, with these T behind.
+            memory_cache: a static one: it takes memory and memory_mask at the first call, and
+                stands for both from then on.
+            return_weights: also give the weights.
+        Returns: (B, T, E), and (B, H, T, K) and (B, H, T, S) where asked for.
+        Errors: ValueError or TypeError for what `MultiHeadAttention` refuses.
         """
         attended, self_weights = _attend(
             *(self.self_attention, self.self_norm(x)), return_weights=return_weights, cache=cache

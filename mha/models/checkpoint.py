@@ -31,6 +31,18 @@ def save(
         about: what is to be known of it (command, seed, machine, date): values that JSON can hold.
         dtype: of the weights in the file.
     Errors: ValueError for a model without subwords; ImportError without safetensors.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mha import models
+        >>> model = models.Translator(4000, 4000, embed_dim=8, shared=True)
+        >>> model.subwords = models.Translator.from_checkpoint("en-es").subwords
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "mine.safetensors"
+        ...     models.save_translator(path, model, {"seed": 0})
+        ...     print(models.Translator.from_checkpoint(path).about)
+        {'seed': 0}
     """
     if model.subwords is None:
         raise ValueError("model must have subwords, got a Translator without")

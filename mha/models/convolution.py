@@ -12,9 +12,19 @@ class ConvolutionalNet(nn.Module):
     `VisionTransformer` of the default sizes, 69,160 against 69,066.
 
     Args:
-        channels: of the picture. num_classes: number of answers.
+        channels: C of the picture.
+        num_classes: number of answers, K.
         width: channels of the first two layers; the third has twice as many.
     Source: the plan of LeCun et al. 1998, in small and with the mean at the end.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.ConvolutionalNet(width=4)
+        >>> tuple(model(torch.randn(2, 1, 8, 8)).shape)
+        (2, 10)
+        >>> models.count_parameters(models.ConvolutionalNet())
+        69160
     """
 
     def __init__(self, *, channels: int = 1, num_classes: int = 10, width: int = 50):
@@ -31,6 +41,10 @@ class ConvolutionalNet(nn.Module):
         self.to_logits = nn.Linear(2 * width, num_classes)
 
     def forward(self, images: Float[Tensor, "B C h w"]) -> Float[Tensor, "B K"]:
-        """Logits (B, num_classes) of pictures with any sides of at least 2 pixels."""
+        """Logits (B, num_classes) of pictures with any sides of at least 2 pixels.
+
+        Args:
+            images: (B, C, h, w).
+        """
         x = self.layers(images)  # (B, 2*width, h//2, w//2)
         return self.to_logits(x.mean((2, 3)))  # (B, num_classes)

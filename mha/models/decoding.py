@@ -27,13 +27,24 @@ def greedy(
 
     Args:
         model: a `Translator`, used in the mode it is in.
-        source_ids: (B, S). source_mask: (B, S) bool, True = real; by default all but pad_id.
+        source_ids: (B, S).
+        source_mask: (B, S) bool, True = real; by default all but pad_id.
         max_length: most tokens to say, ``<eos>`` included; by default the model's max_length.
         use_cache: False computes all keys and values anew at every step, for the same tokens, but
             for rounding.
     Returns: (B, L) with L at most max_length: the tokens, ``<eos>`` included, then pad_id.
         ``<bos>`` is left out. A sequence cut off at max_length has no ``<eos>``.
     Errors: ValueError for a max_length the model has no positions for.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.Translator.from_checkpoint("en-es")
+        >>> texts = ["The cat drinks milk.", "The dog drinks water."]
+        >>> source = torch.tensor([model.subwords.encode(text) for text in texts])  # (2, 6)
+        >>> said = models.greedy(model, source)  # (B, L)
+        >>> [model.subwords.decode(ids) for ids in said]
+        ['El gato bebe leche.', 'El perro bebe agua.']
     """
     limit = _limit(model, max_length)
     source_mask = model.source_mask(source_ids, source_mask)  # (B, S)
@@ -72,12 +83,24 @@ def beam_search(
     sequences, 1 compares means. A finished sequence competes with the beginnings at its own score;
     it takes no more tokens. If it drops out of the beam, the best such is remembered to the end.
 
-    Args: as of `greedy`, and
+    Args:
+        model, source_ids, source_mask, max_length, use_cache: as of `greedy`.
         beam_size: beginnings kept, at least 1; 1 is `greedy`.
         length_penalty: exponent of the length, 0 or more.
-    Returns: ids (B, L) as of `greedy`, and their scores (B,), at most 0. A sequence cut off at
-        max_length is returned only where no finished one was found.
+    Returns: ids (B, L) as of `greedy`, and their scores (B,), nats, at most 0. A sequence cut off
+        at max_length is returned only where no finished one was found.
     Errors: ValueError for a beam_size, length_penalty or max_length out of range.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.Translator.from_checkpoint("en-es")
+        >>> source = torch.tensor([model.subwords.encode("She is reading a book.")])
+        >>> said, score = models.beam_search(model, source, beam_size=4)  # (1, L), (1,)
+        >>> model.subwords.decode(said[0])
+        'Ella está leyendo un libro.'
+        >>> round(float(score), 2)  # the mean of its log-probabilities
+        -0.12
     """
     if beam_size < 1:
         raise ValueError(f"beam_size must be at least 1, got {beam_size}")
@@ -162,7 +185,17 @@ class _Beam:
 
 
 class LayerCaches(NamedTuple):
-    """One decoder layer's: ``own`` grows with the target, ``memory`` is filled once, static."""
+    """One decoder layer's: ``own`` grows with the target, ``memory`` is filled once, static.
+
+    Examples:
+        >>> from mha import models
+        >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+        >>> layer = model.new_caches(batch_size=2, source_length=5, max_length=4)[0]
+        >>> layer.own.max_len, layer.own.static
+        (4, False)
+        >>> layer.memory.max_len, layer.memory.static
+        (5, True)
+    """
 
     own: KVCache
     memory: KVCache
@@ -171,7 +204,20 @@ class LayerCaches(NamedTuple):
 class TranslatorCaches(list[LayerCaches]):
     """What each layer of a `Translator`'s decoder has computed, from the first to the last.
 
-    Attributes: ``length``, int, target tokens read so far.
+    Attributes:
+        length: int, target tokens read so far.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+        >>> target, memory = torch.tensor([[1, 3, 4]]), torch.randn(1, 5, 8)
+        >>> caches = model.new_caches(batch_size=1, source_length=5)
+        >>> with torch.no_grad():  # one token at a time, and all at once
+        ...     steps = [model.decode(ids, memory, caches=caches) for ids in target.split(1, dim=1)]
+        ...     whole = model.decode(target, memory)
+        >>> caches.length, torch.allclose(torch.cat(steps, dim=1), whole, atol=1e-5)
+        (3, True)
     """
 
     length: int = 0
@@ -179,8 +225,23 @@ class TranslatorCaches(list[LayerCaches]):
     def reorder(self, index: Int[Tensor, " N"], *, memory: bool = True) -> None:
         """Row n becomes what row index[n] was, in every layer; see `KVCache.reorder`.
 
-        Args: memory, False leaves the memory's keys and values where they are. That is enough, and
-            cheaper, where rows change places only with rows that read the same source, as beams do.
+        Args:
+            index: (N,) int64, numbers of rows.
+            memory: False leaves the memory's keys and values where they are. That is enough, and
+                cheaper, where rows change places only with rows that read the same source, as
+                beams do.
+
+        Examples:
+            >>> import torch
+            >>> from mha import models
+            >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+            >>> caches = model.new_caches(batch_size=2, source_length=5)
+            >>> with torch.no_grad():
+            ...     _ = model.decode(torch.tensor([[1], [3]]), torch.randn(2, 5, 8), caches=caches)
+            >>> caches.reorder(torch.tensor([1, 1]))  # both rows go on from the second
+            >>> key = caches[0].own.read().key  # (2, 2, 1, 4)
+            >>> torch.equal(key[0], key[1])
+            True
         """
         for layer in self:
             layer.own.reorder(index)

@@ -14,6 +14,14 @@ class Generated(NamedTuple):
     """What was said to each of B prompts: ids (B, N) int64, and how many of them count, (B,).
 
     The prompts are left out; a stop_id that was said counts. Behind it stands pad_id.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> ids, lengths = torch.tensor([[5, 2, 0], [4, 4, 3]]), torch.tensor([2, 3])
+        >>> said = models.Generated(ids, lengths)  # the first text ended with 2
+        >>> [row[:length].tolist() for row, length in zip(said.ids, said.lengths)]
+        [[5, 2], [4, 4, 3]]
     """
 
     ids: Int[Tensor, "B N"]
@@ -54,6 +62,18 @@ def generate(
     Returns: `Generated`; N is max_new_tokens, or less where all texts have ended.
     Errors: TypeError for prompts that are no integers; ValueError for a prompt without tokens, for
         more than max_length tokens to be read, and for options out of range.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.GPT(9, embed_dim=8, num_heads=2, num_layers=1, max_length=16)
+        >>> prompts = torch.tensor([[3, 4, 5], [6, 7, 8]])
+        >>> said = models.generate(model, prompts, max_new_tokens=4, temperature=0.8, top_k=5)
+        >>> tuple(said.ids.shape), said.lengths.tolist()
+        ((2, 4), [4, 4])
+        >>> options = {"max_new_tokens": 4, "temperature": 0.8, "top_k": 5, "seed": 1}
+        >>> torch.equal(models.generate(model, prompts[1:], **options).ids, said.ids[1:])
+        True
     """
     _check_filter(temperature, top_k, top_p)
     prompts, ends = _packed(model, prompts, key_mask, max_new_tokens)  # (B, T), (B,)
@@ -94,12 +114,25 @@ def filtered(
     keeps the fewest first tokens whose probabilities, among those still there, reach p together.
 
     Args:
-        logits: (..., V). temperature: 0 or more; 0 keeps the first token alone.
-        top_k: at least 1; more than V keeps all. top_p: above 0 and at most 1; 1 keeps all. At
-            least one token is kept.
+        logits: (..., V).
+        temperature: 0 or more; 0 keeps the first token alone.
+        top_k: at least 1; more than V keeps all.
+        top_p: above 0 and at most 1; 1 keeps all. At least one token is kept.
     Returns: (..., V) float64.
     Errors: ValueError for options out of range.
     Source: top-k, Fan et al. 2018; top-p ("nucleus"), Holtzman et al. 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> logits = torch.tensor([0.125, 0.5, 0.25, 0.125]).log()
+        >>> models.filtered(logits, top_k=2).isfinite().tolist()
+        [False, True, True, False]
+        >>> models.filtered(logits, top_p=0.8).isfinite().tolist()  # 0.5 + 0.25 is too little
+        [True, True, True, False]
+        >>> sharper = models.filtered(logits, temperature=0.5).softmax(-1)  # squares, shared out
+        >>> [round(p, 3) for p in sharper.tolist()]
+        [0.045, 0.727, 0.182, 0.045]
     """
     _check_filter(temperature, top_k, top_p)
     if temperature == 0:
@@ -118,8 +151,18 @@ def filtered(
 def drawn(logits: Float[Tensor, "*B V"], chance: Float[Tensor, "*B"]) -> Int[Tensor, "*B"]:
     """The token at which the probabilities, added up in order of id, first exceed the chance.
 
-    Args: logits (..., V); chance (...), in [0, 1). A token of probability 0 is never drawn.
+    Args:
+        logits: (..., V). A token of probability 0 is never drawn.
+        chance: (...), in [0, 1).
     Returns: (...) int64.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> logits = torch.tensor([0.25, 0.5, 0.25]).log()
+        >>> chances = torch.tensor([0.1, 0.3, 0.7, 0.9])
+        >>> models.drawn(logits.expand(4, 3), chances).tolist()
+        [0, 1, 1, 2]
     """
     total = logits.double().softmax(-1).cumsum(-1)  # (..., V)
     chance = chance.double()[..., None] * total[..., -1:]  # the last sum may fall short of 1

@@ -19,7 +19,9 @@ class GPT(TokenStack):
 
     Args:
         vocab_size: V, tokens that it knows.
-        embed_dim: width E. num_heads: heads H, a divisor of E. num_layers: blocks.
+        embed_dim: width E.
+        num_heads: heads H, a divisor of E.
+        num_layers: blocks.
         max_length: most tokens that it reads at one time, or one by one with caches.
         num_kv_heads: key and value heads, a divisor of H; H by default.
         ff_dim: inner width of the feed-forward, 4 E by default.
@@ -27,13 +29,25 @@ class GPT(TokenStack):
             position, added to the token's.
         band: where given, every second block, beginning with the second, sees the last ``band``
             tokens only, the newest included; the other blocks see all.
-        dropout: probability. backend: of the attention.
+        dropout: probability.
+        backend: of the attention.
     Errors: ValueError for another kind of positions, a size below 1, and what the blocks refuse.
     Source: Radford et al. 2018 and 2019, GPT and GPT-2, whose blocks these are, but that GPT-2
         ties the logits to the embedding. Dense and banded blocks in turn: Brown et al. 2020,
         GPT-3, section 2.1, "similar to the Sparse Transformer" of Child et al. 2019. Neither the
         width of GPT-3's band nor which kind comes first is published. Child et al. let a head see
         distant tokens at a stride as well; that is left out here.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.GPT(9, embed_dim=8, num_heads=2, num_layers=1, max_length=6)
+        >>> ids, changed = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[3, 4, 5, 7]])
+        >>> logits, weights = model(ids, return_weights=True)  # (B, T, V), one (B, H, T, T) a layer
+        >>> tuple(logits.shape), tuple(weights[0].shape)
+        ((1, 4, 9), (1, 2, 4, 4))
+        >>> torch.allclose(logits[:, :3], model(changed)[:, :3], atol=1e-5)  # none sees a later one
+        True
     """
 
     def __init__(
@@ -87,7 +101,9 @@ class GPT(TokenStack):
             key_mask: (B, T) bool, True = a real token. Every one is by default.
             caches: made by `new_caches`, under ``torch.no_grad()``. The ids go on where the
                 earlier ones ended, and see them; S then counts what the layer's cache holds.
-        Errors: ValueError for other shapes, too many tokens, and an id that has no embedding.
+            return_weights: also give the weights.
+        Errors: TypeError for ids that are no integers; ValueError for other shapes, too many
+            tokens, and an id that has no embedding.
         """
         positions = self._places(ids, key_mask, caches)  # (T,) or (B, T)
         output = self.run(
@@ -103,11 +119,15 @@ class GPT(TokenStack):
         return output
 
     def new_caches(self, batch_size: int, max_length: int | None = None) -> "Caches":
-        """Empty caches for texts of ``max_length`` tokens, padding counted; as many as the model
-        can take by default.
+        """Empty caches for texts that are read in several calls.
 
         A banded layer's cache has room for ``2 * band`` tokens, however long the texts, and drops
         what its band has left behind. So it takes ``band`` tokens at a time, not more.
+
+        Args:
+            batch_size: B, texts.
+            max_length: of the texts in tokens, padding counted; by default as many as the model
+                can take.
         """
         room = self.max_length if max_length is None else max_length
         return Caches(
@@ -147,17 +167,46 @@ class Caches(list[KVCache]):
     Attributes:
         slots: int, tokens that came so far, padding counted.
         seen: real tokens that came so far; int where all texts agree, else int64 (B,).
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.GPT(9, embed_dim=8, num_heads=2, num_layers=1, max_length=6)
+        >>> ids, caches = torch.tensor([[3, 4, 5, 6]]), model.new_caches(batch_size=1)
+        >>> with torch.no_grad():  # three tokens, and one more
+        ...     parts = [model(part, caches=caches) for part in ids.split([3, 1], dim=1)]
+        >>> caches.slots, torch.allclose(torch.cat(parts, dim=1), model(ids), atol=1e-5)
+        (4, True)
     """
 
     slots: int = 0
     seen: int | Tensor = 0
 
     def count(self, real: int | Int[Tensor, " B"], given: int) -> None:
-        """Note what all layers have stored: ``given`` tokens a text, ``real`` ones among them."""
+        """Note what all layers have stored: ``given`` tokens a text, ``real`` ones among them.
+
+        `GPT` calls it itself, at the end of each ``forward``.
+        """
         self.seen, self.slots = self.seen + real, self.slots + given
 
     def reorder(self, index: Int[Tensor, " N"]) -> None:
-        """Text n becomes what text index[n] was, in every layer; see `KVCache.reorder`."""
+        """Text n becomes what text index[n] was, in every layer; see `KVCache.reorder`.
+
+        Args:
+            index: (N,) int64, numbers of texts.
+
+        Examples:
+            >>> import torch
+            >>> from mha import models
+            >>> model = models.GPT(9, embed_dim=8, num_heads=2, num_layers=1, max_length=6)
+            >>> caches = model.new_caches(batch_size=2)
+            >>> with torch.no_grad():
+            ...     _ = model(torch.tensor([[3, 4], [5, 6]]), caches=caches)
+            >>> caches.reorder(torch.tensor([1, 1]))  # both texts go on from the second
+            >>> key = caches[0].read().key  # (2, 2, 2, 4)
+            >>> torch.equal(key[0], key[1])
+            True
+        """
         for cache in self:
             cache.reorder(index)
         self.seen = self.seen[index] if isinstance(self.seen, Tensor) else self.seen

@@ -19,13 +19,24 @@ def ngram_nats(
     own, shared out as the table of order n - 1 would; that of order 0 is 1 / vocab_size.
 
     Args:
-        train: (N,) ids that are counted. held_out: (M,) ids that are told.
-        order: the highest, n. vocab_size: V. strength: above 0; more trusts the counts less.
+        train: (N,) ids that are counted, 0 to V - 1.
+        held_out: (M,) ids that are told.
+        order: the highest, n.
+        vocab_size: V.
+        strength: above 0; more trusts the counts less.
     Returns: nats for the orders 1 to n, all of the same tokens: the held-out ones but for the
         first n - 1.
     Errors: ValueError for a strength or order out of range (V ** n must be below 2 ** 63), and
         for texts of fewer than n tokens.
     Source: MacKay and Peto 1995, a hierarchical Dirichlet language model.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> text = torch.tensor([0, 1, 2] * 100)  # each token follows from the one before
+        >>> nats = models.ngram_nats(text, text[:30], order=2, vocab_size=3)
+        >>> [round(n, 2) for n in nats]  # log(3), then next to nothing
+        [1.1, 0.12]
     """
     if order < 1 or vocab_size**order >= 2**63:
         raise ValueError(f"order must be 1 or more, and V ** order below 2 ** 63, got {order}")

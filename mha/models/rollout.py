@@ -26,6 +26,15 @@ def attention_rollout(
     Returns: (B, N, N), row n the shares of place n; rows add up to one.
     Errors: ValueError without a layer, for a tensor of another shape, and r outside [0, 1].
     Source: Abnar and Zuidema 2020, section 3; there r = 0.5.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> swap = torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])  # (1, 1, 2, 2): each sees the other
+        >>> models.attention_rollout([swap, swap], residual=0.0).tolist()
+        [[[1.0, 0.0], [0.0, 1.0]]]
+        >>> models.attention_rollout([swap], residual=0.75).tolist()
+        [[[0.75, 0.25], [0.25, 0.75]]]
     """
     if not len(weights):
         raise ValueError("weights must hold at least one layer, got none")
@@ -50,12 +59,20 @@ def patch_distances(
     """How far the centres of patches lie apart, in a straight line.
 
     Args:
-        count: N, patches of a picture, row by row. columns: of the picture, in patches; by
-            default the picture is square. patch_size: side of a patch; 1 gives the distance in
-            patches, the side in pixels gives pixels.
+        count: N, patches of a picture, row by row.
+        columns: of the picture, in patches; by default the picture is square.
+        patch_size: side of a patch; 1 gives the distance in patches, the side in pixels gives
+            pixels.
     Returns: (N, N), symmetric, zeros on the diagonal; float64.
     Errors: ValueError for columns that do not divide N, and without columns for an N that is not
         a square.
+
+    Examples:
+        >>> from mha import models
+        >>> models.patch_distances(3, columns=3).tolist()
+        [[0.0, 1.0, 2.0], [1.0, 0.0, 1.0], [2.0, 1.0, 0.0]]
+        >>> [round(d, 2) for d in models.patch_distances(4, patch_size=2)[0].tolist()]  # 2 by 2
+        [0.0, 2.0, 2.0, 2.83]
     """
     if columns is None:
         columns = math.isqrt(count)
@@ -80,6 +97,14 @@ def attention_distance(
         unit of patch_size.
     Errors: ValueError for another shape, and as of `patch_distances`.
     Source: Dosovitskiy et al. 2021, section 4.5 and figure 7.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> self_only, everywhere = torch.eye(2), torch.full((2, 2), 0.5)
+        >>> weights = torch.stack((self_only, everywhere))[None]  # (1, 2, 2, 2)
+        >>> models.attention_distance(weights, columns=2, patch_size=4).tolist()  # pixels
+        [0.0, 2.0]
     """
     _check_square(weights, "weights")
     count = weights.shape[-1]
@@ -97,10 +122,21 @@ def blank_effects(
     right. The model runs as it is, so put it in eval mode before.
 
     Args:
-        model: pictures (B, C, h, w) to logits (B, K). images; labels (B,).
+        model: pictures (B, C, h, w) to logits (B, K).
+        images: (B, C, h, w).
+        labels: (B,), the right answers, 0 to K - 1.
         patch_size: side of the patches in pixels.
     Returns: (B, N), margin with all patches minus margin without patch n, whose pixels are 0.
         Negative where the model does better without. 0 for a patch that was blank.
+    Errors: ValueError as of `patchify`.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> image = torch.tensor([[[[3.0, 1.0], [0.0, 2.0]]]])  # (1, 1, 2, 2)
+        >>> model = torch.nn.Flatten()  # its logits are the pixels: 3 beats 2 by 1
+        >>> models.blank_effects(model, image, labels=torch.tensor([0]), patch_size=1).tolist()
+        [[3.0, 0.0, 0.0, -1.0]]
     """
     whole = _margin(model(images), labels)  # (B,)
     patches = patchify(images, patch_size)  # (B, N, F)

@@ -18,7 +18,9 @@ class TokenStack(nn.Module):
 
     Args:
         vocab_size: V, tokens that it knows.
-        embed_dim: width E. num_heads: heads H, a divisor of E. num_layers: blocks.
+        embed_dim: width E.
+        num_heads: heads H, a divisor of E.
+        num_layers: blocks.
         max_length: most positions, in tokens.
         ff_dim: inner width of the feed-forward, 4 E by default.
         positions: "rotary", an angle of queries and keys, or "learned", a vector for each
@@ -83,6 +85,7 @@ class TokenStack(nn.Module):
             attn_mask, key_mask: as of `MultiHeadAttention`, the same for each block.
             positions: (T,) or (B, T), where the tokens stand; those of `places` by default.
             caches: one for each block.
+            return_weights: also give the weights.
         Errors: TypeError for ids that are no integers; ValueError for other shapes, too many
             tokens, and an id that has no embedding (looked at on the CPU only, and not while compiling).
         """

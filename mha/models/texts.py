@@ -21,12 +21,19 @@ def translate_texts(
 
     Args:
         model: a `Translator` with subwords.
+        texts: what is to be translated.
         batch_size: texts at once; more is faster, and needs more memory.
         max_length: most pieces to say, the end included; by default twice those of the batch's
             longest source and ten more, as far as the model goes.
         options: beam_size, length_penalty, use_cache, as of `Translator.translate`.
     Errors: ValueError for a model without subwords, an empty text, or one of more than the model's
         max_length pieces, and for options out of range; TypeError for what is not a str.
+
+    Examples:
+        >>> from mha import models
+        >>> model = models.Translator.from_checkpoint("en-es")
+        >>> models.translate_texts(model, ["We saw a black dog.", "I live in this house."])
+        ['Vimos un perro negro.', 'Vivo en esta casa.']
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")

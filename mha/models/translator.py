@@ -18,7 +18,19 @@ from mha.positions import sinusoidal
 
 
 class TranslatorWeights(NamedTuple):
-    """Attention weights of every layer, from the first to the last, per head, before dropout."""
+    """Attention weights of every layer, from the first to the last, per head, before dropout.
+
+    ``encoder`` and ``decoder`` are of self-attention, ``cross`` is of attention to the memory.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+        >>> source, target = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[1, 3, 4]])
+        >>> logits, weights = model(source, target, return_weights=True)
+        >>> [tuple(layers[0].shape) for layers in weights]  # encoder, decoder, cross
+        [(1, 2, 4, 4), (1, 2, 3, 3), (1, 2, 3, 4)]
+    """
 
     encoder: tuple[Float[Tensor, "B H S S"], ...]
     decoder: tuple[Float[Tensor, "B H T T"], ...]
@@ -33,17 +45,35 @@ class Translator(nn.Module):
 
     Args:
         source_size, target_size: tokens in the two vocabularies.
-        embed_dim: width E, even. num_heads: heads H, a divisor of E.
+        embed_dim: width E, even.
+        num_heads: heads H, a divisor of E.
         num_layers: blocks in the encoder, and as many in the decoder.
-        ff_dim: inner width of the feed-forward. dropout: probability.
+        ff_dim: inner width of the feed-forward.
+        dropout: probability.
         max_length: longest source and target, in tokens.
         pad_id, bos_id, eos_id: the special tokens, in both vocabularies.
         shared: one matrix (V, E) for the source's tokens, the target's and the logits, where both
             sides have the same vocabulary (Press and Wolf 2017; Vaswani et al. 2017, section 3.4).
-    Attributes: subwords, the `mha.data.Subwords` of a translator of sentences, or None; about, what
-        is known of a trained one (command, seed, machine, date, ...), from its checkpoint;
-        config, the arguments it was made with.
+    Attributes:
+        subwords: the `mha.data.Subwords` of a translator of sentences, or None.
+        about: what is known of a trained one (command, seed, machine, date, ...), from its
+            checkpoint.
+        config: the arguments it was made with.
+    Errors: ValueError for shared with two sizes of vocabulary, and what the blocks refuse.
     Source: Vaswani et al. 2017; pre-norm after Xiong et al. 2020.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> model = models.Translator(9, 7, embed_dim=8, num_heads=2, num_layers=1, ff_dim=16)
+        >>> source, target = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[1, 3, 4]])
+        >>> tuple(model(source, target).shape)  # (B, T, V): the token after each of the target's
+        (1, 3, 7)
+        >>> memory = model.encode(source)  # (B, S, E)
+        >>> torch.equal(model.decode(target, memory), model(source, target))
+        True
+        >>> model.translate(source, max_length=5).shape[1] <= 5  # (B, L)
+        True
     """
 
     subwords: Subwords | None = None
@@ -109,10 +139,19 @@ class Translator(nn.Module):
     def from_checkpoint(cls, source: Path | str) -> "Translator":
         """A trained translator of sentences, in eval mode, as `mha.models.save_translator` left it.
 
-        Args: source, a file, or the name of a checkpoint that comes with the package: "en-es"
-            (English to Spanish). ``about`` says how it was made.
+        Args:
+            source: a file, or the name of a checkpoint that comes with the package: "en-es"
+                (English to Spanish). ``about`` says how it was made.
         Errors: ValueError where there is none, listing the names, and for a file of another kind;
             ImportError without safetensors or sentencepiece.
+
+        Examples:
+            >>> from mha import models
+            >>> model = models.Translator.from_checkpoint("en-es")
+            >>> model.translate("I live in this house.")
+            'Vivo en esta casa.'
+            >>> model.about["steps"], model.training
+            (6000, False)
         """
         return load(cls, source)
 
@@ -131,6 +170,7 @@ class Translator(nn.Module):
             target_ids: (B, T), beginning with bos_id. Padding on the right needs no mask, since
                 no token sees a later one.
             source_mask: (B, S) bool, True = a real token; by default every id but pad_id.
+            return_weights: also give the weights.
         Returns: logits (B, T, V), and `TranslatorWeights` where asked for.
         Errors: ValueError for more than max_length tokens, or shapes that do not fit.
         """
@@ -149,7 +189,12 @@ class Translator(nn.Module):
         source_mask: Bool[Tensor, "B S"] | None = None,
         return_weights: bool = False,
     ) -> Float[Tensor, "B S E"] | tuple[Float[Tensor, "B S E"], tuple[Tensor, ...]]:
-        """The memory (B, S, E), and each layer's weights (B, H, S, S) where asked for."""
+        """The memory (B, S, E), and each layer's weights (B, H, S, S) where asked for.
+
+        Args:
+            source_ids, source_mask, return_weights: as of `forward`.
+        Errors: ValueError for more than max_length tokens, or shapes that do not fit.
+        """
         source_mask = self.source_mask(source_ids, source_mask)
         x = self._embed("source_ids", source_ids, self.source_embedding)  # (B, S, E)
         all_weights = []
@@ -173,11 +218,13 @@ class Translator(nn.Module):
         """Logits (B, T, V); where asked for also each layer's (B, H, T, T) and (B, H, T, S).
 
         Args:
-            target_ids: (B, T). memory: (B, S, E), of `encode`.
+            target_ids: (B, T).
+            memory: (B, S, E), of `encode`.
             source_mask: (B, S) bool; without it every memory position counts as real.
             caches: made by `new_caches`, under ``torch.no_grad()``. target_ids then go on where
                 the earlier ones ended, and see them: the decoder's weights are (B, H, T, K), with
                 K all target tokens so far. Memory and source_mask are read at the first call only.
+            return_weights: also give the weights.
         Errors: ValueError for more than max_length tokens, those in the caches counted.
         """
         first = 0 if caches is None else caches.length
@@ -199,8 +246,12 @@ class Translator(nn.Module):
     def new_caches(
         self, batch_size: int, source_length: int, max_length: int | None = None
     ) -> TranslatorCaches:
-        """Empty caches for `decode`, of a memory (B, source_length, E), padding counted, and
-        targets of ``max_length`` tokens, as many as the model can take by default.
+        """Empty caches for `decode`.
+
+        Args:
+            batch_size: B.
+            source_length: S of the memory (B, S, E), padding counted.
+            max_length: most target tokens; by default as many as the model can take.
         """
         room = self.max_length if max_length is None else max_length
         width = max(1, source_length)  # a cache has a slot, needed or not
@@ -224,10 +275,24 @@ class Translator(nn.Module):
     ) -> Int[Tensor, "B L"] | str | list[str]:
         """The translation, by `beam_search`, or `greedy` where beam_size is 1; see there.
 
-        Args: source, ids (B, S); or, for a translator with subwords, one text or several, of which
-            each comes back as a text (`translate_texts`, which takes a batch_size too).
-            source_mask, (B, S) bool, True = real, goes with ids only.
         Dropout is off meanwhile, and the module's mode is put back.
+
+        Args:
+            source: ids (B, S); or, for a translator with subwords, one text or several, of which
+                each comes back as a text (`translate_texts`, which takes a batch_size too).
+            source_mask: (B, S) bool, True = real; goes with ids only.
+            beam_size, length_penalty: as of `beam_search`.
+            max_length: most tokens to say, as of `greedy`; for texts, of `translate_texts`.
+            use_cache: as of `greedy`.
+        Returns: ids (B, L) of ids, a str of a str, a list of several.
+        Errors: ValueError for options out of range, and for a source_mask that goes with texts;
+            for texts also as of `translate_texts`.
+
+        Examples:
+            >>> from mha import models
+            >>> model = models.Translator.from_checkpoint("en-es")
+            >>> model.translate(["The cat drinks milk.", "They want cold water."], beam_size=2)
+            ['El gato bebe leche.', 'Quieren agua fría.']
         """
         if not isinstance(source, Tensor):
             if source_mask is not None:
@@ -251,7 +316,7 @@ class Translator(nn.Module):
     def source_mask(
         self, source_ids: Int[Tensor, "B S"], given: Bool[Tensor, "B S"] | None = None
     ) -> Bool[Tensor, "B S"]:
-        """The given mask, or the one by which every id but pad_id is real."""
+        """The given mask, or the one (B, S) by which every id but pad_id is real."""
         return masks.padding(ids=source_ids, pad_id=self.pad_id) if given is None else given
 
     def _embed(self, name: str, ids: Tensor, embedding: nn.Embedding, first: int = 0) -> Tensor:

@@ -15,9 +15,19 @@ def patchify(
 ) -> Float[Tensor, "B N C*patch_size*patch_size"]:
     """Pictures cut into square patches, row by row, each patch one flat vector.
 
-    Args: images (B, C, h, w); patch_size P in pixels, a divisor of h and w.
+    Args:
+        images: (B, C, h, w).
+        patch_size: P in pixels, a divisor of h and w.
     Returns: (B, N, C*P*P) with N = (h/P) * (w/P); within a patch channels come first, then rows.
     Errors: ValueError for images that are not 4-D and for a side that P does not divide.
+    Source: Dosovitskiy et al. 2021, section 3.1.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> image = torch.arange(8).view(1, 1, 2, 4)  # rows 0 1 2 3 and 4 5 6 7
+        >>> models.patchify(image, 2).tolist()
+        [[[0, 1, 4, 5], [2, 3, 6, 7]]]
     """
     if images.ndim != 4:
         raise ValueError(f"images must be (B, C, h, w), got {tuple(images.shape)}")
@@ -37,9 +47,23 @@ def unpatchify(
 ) -> Float[Tensor, "B C h w"]:
     """The inverse of `patchify`.
 
-    Args: patches (B, N, C*P*P); patch_size P; channels C; width of the picture in pixels.
+    Args:
+        patches: (B, N, C*P*P).
+        patch_size: P, pixels.
+        channels: C.
+        width: w of the picture in pixels.
     Returns: (B, C, h, w).
     Errors: ValueError for sizes that do not fit together.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> image = torch.randn(2, 3, 4, 6)
+        >>> patches = models.patchify(image, 2)
+        >>> tuple(patches.shape)
+        (2, 6, 12)
+        >>> torch.equal(models.unpatchify(patches, 2, channels=3, width=6), image)
+        True
     """
     columns = width // patch_size
     fits = patches.ndim == 3 and patches.shape[2] == channels * patch_size**2
@@ -62,9 +86,19 @@ def shuffle_patches(
 ) -> Float[Tensor, "B C h w"]:
     """Pictures whose patches stand elsewhere: at place n the patch that stood at ``order[n]``.
 
-    Args: images; patch_size P in pixels; order, a permutation of the N patches for all pictures
-        (N,), or one for each picture (B, N).
+    Args:
+        images: (B, C, h, w).
+        patch_size: P in pixels.
+        order: a permutation of the N patches for all pictures (N,), or one for each (B, N).
+    Returns: (B, C, h, w).
     Errors: ValueError for another shape of order, and as of `patchify`.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> image = torch.arange(8).view(1, 1, 2, 4)  # rows 0 1 2 3 and 4 5 6 7
+        >>> models.shuffle_patches(image, 2, torch.tensor([1, 0])).tolist()
+        [[[[2, 3, 0, 1], [6, 7, 4, 5]]]]
     """
     patches = patchify(images, patch_size)  # (B, N, F)
     batch, count, size = patches.shape
@@ -79,14 +113,31 @@ class VisionTransformer(nn.Module):
     """Tells what a picture shows: patches, positions, encoder blocks, mean, one linear map.
 
     Args:
-        image_size: side of the picture, pixels. patch_size: side of a patch, a divisor.
-        channels: of the picture. num_classes: number of answers.
-        embed_dim: width E, even. num_heads: heads H, a divisor of E.
-        num_layers: blocks. ff_dim: inner width of the feed-forward. dropout: probability.
+        image_size: side of the picture, pixels.
+        patch_size: side of a patch, pixels; a divisor of image_size.
+        channels: C of the picture.
+        num_classes: number of answers, K.
+        embed_dim: width E, even.
+        num_heads: heads H, a divisor of E.
+        num_layers: blocks.
+        ff_dim: inner width of the feed-forward.
+        dropout: probability.
         positions: "learned", a vector for each patch; "sinusoidal", fixed, along the sequence; or
             "none", which makes the order of the patches invisible.
     Errors: ValueError for another kind of positions, and a patch_size that does not divide.
     Source: Dosovitskiy et al. 2021; the mean in place of a class token: their appendix D.3.
+
+    Examples:
+        >>> import torch
+        >>> from mha import models
+        >>> sizes = {"embed_dim": 8, "num_heads": 2, "num_layers": 1, "ff_dim": 16}
+        >>> model, images = models.VisionTransformer(**sizes), torch.randn(3, 1, 8, 8)
+        >>> tuple(model(images).shape)  # (B, K)
+        (3, 10)
+        >>> blind, order = models.VisionTransformer(**sizes, positions="none"), torch.randperm(16)
+        >>> shuffled = models.shuffle_patches(images, 2, order)
+        >>> torch.allclose(blind(shuffled), blind(images), atol=1e-5)
+        True
     """
 
     def __init__(
@@ -131,7 +182,9 @@ class VisionTransformer(nn.Module):
     ) -> Float[Tensor, "B K"] | tuple[Float[Tensor, "B K"], tuple[Float[Tensor, "B H N N"], ...]]:
         """Logits (B, num_classes); with ``return_weights`` also each layer's (B, H, N, N).
 
-        Args: images (B, C, h, w), of the sizes the model was made for.
+        Args:
+            images: (B, C, h, w), of the sizes the model was made for.
+            return_weights: also give the weights.
         Errors: ValueError for another size.
         """
         if images.shape[1:] != self.image_shape:

@@ -17,7 +17,14 @@ from mha.training import _state
 
 
 class Row(NamedTuple):
-    """One line of a `History`: the state after ``step`` steps."""
+    """One line of a `History`: the state after ``step`` steps.
+
+    Examples:
+        >>> from mha import training
+        >>> row = training.Row(step=50, loss=1.25, lr=1e-3, metric=None, seconds=0.5)
+        >>> row.step, row.loss
+        (50, 1.25)
+    """
 
     step: int
     loss: float  # mean over the steps since the row before
@@ -28,7 +35,23 @@ class Row(NamedTuple):
 
 @dataclass
 class History:
-    """What happened in training: a small table. ``print(history)`` shows it."""
+    """What happened in training: a small table. ``print(history)`` shows it.
+
+    Attributes:
+        rows: list of `Row`, in their order.
+        stopped_early: whether training ended before its last step.
+
+    Examples:
+        >>> from mha import training
+        >>> first = training.Row(step=50, loss=1.25, lr=1e-3, metric=None, seconds=0.5)
+        >>> history = training.History([first, training.Row(100, 0.75, 1e-4, 0.9, 1.0)])
+        >>> print(history)
+          step     loss        lr  metric  seconds
+            50   1.2500  1.00e-03       -      0.5
+           100   0.7500  1.00e-04  0.9000      1.0
+        >>> history.columns()["loss"]
+        [1.25, 0.75]
+    """
 
     rows: list[Row] = field(default_factory=list)
     stopped_early: bool = False
@@ -49,6 +72,19 @@ def warmup_cosine(step: int, *, steps: int, warmup: int) -> float:
     """Factor on the learning rate of step 1 to ``steps``: a straight rise, then half a cosine.
 
     It is 1 at step ``warmup`` and falls towards 0, which it would reach at step ``steps + 1``.
+
+    Args:
+        step: 1 to steps.
+        steps: of the whole training.
+        warmup: steps of the rise, 0 to steps.
+    Returns: 0 to 1.
+    Source: the cosine, Loshchilov and Hutter 2017, section 3, without restarts.
+
+    Examples:
+        >>> from mha import training
+        >>> factors = [training.warmup_cosine(n, steps=7, warmup=2) for n in range(1, 8)]
+        >>> [round(factor, 2) for factor in factors]
+        [0.5, 1.0, 0.93, 0.75, 0.5, 0.25, 0.07]
     """
     if step <= warmup:
         return step / warmup
@@ -82,8 +118,11 @@ def fit(
         model: any module; it is trained where it is.
         batches: iterable, passed over again as often as it takes.
         loss_fn: function of model and batch, giving the loss, a scalar tensor.
-        steps: batches to train on. lr: highest learning rate. warmup: steps to reach it.
-        weight_decay: of AdamW. clip: largest norm of all gradients together.
+        steps: batches to train on.
+        lr: highest learning rate.
+        warmup: steps to reach it, 0 to steps.
+        weight_decay: of AdamW.
+        clip: largest norm of all gradients together.
         evaluate: function of the model, in eval mode without gradients, giving a held-out score;
             higher is better.
         every: steps between two rows of the history; the last step has a row too.
@@ -100,6 +139,20 @@ def fit(
     Errors: ValueError for options out of range, patience without evaluate, batches that run out,
         and a checkpoint of other options or another model; FloatingPointError for a loss that is
         not finite; ImportError without tqdm, or safetensors for a checkpoint.
+    Source: AdamW, Loshchilov and Hutter 2019.
+
+    Examples:
+        >>> import torch
+        >>> from mha import training
+        >>> x = torch.linspace(-1, 1, 20)[:, None]  # (20, 1)
+        >>> model, batches = torch.nn.Linear(1, 1), [(x, 3 * x + 1)]
+        >>> loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()
+        >>> options = {"lr": 0.1, "warmup": 10, "weight_decay": 0.0, "every": 100}
+        >>> history = training.fit(model, batches, loss, steps=200, progress=False, **options)
+        >>> round(model.weight.item(), 1), round(model.bias.item(), 1)
+        (3.0, 1.0)
+        >>> history.columns()["step"], history.stopped_early
+        ([100, 200], False)
     """
     _check(steps, warmup, every, patience, evaluate, seconds, checkpoint)
     torch.manual_seed(seed)

@@ -79,6 +79,15 @@ def live(
         and the figure they set stand above it. An error of ``function`` stands in its figure's place.
     Errors: ValueError for no setting, one that names other arguments than the controls, or one
         outside of what a control offers; what ``function`` raises for the still settings.
+
+    Examples:
+        >>> import mha
+        >>> def causal(size):
+        ...     return mha.viz.mask(mha.masks.causal(size))
+        >>> still = [{"size": 2}, {"size": 4}]
+        >>> figure = mha.viz.live(causal, still, alt="Causal masks of two sizes.", size=range(2, 9))
+        >>> figure, len(figure.panels)
+        (Figure('Causal masks of two sizes.'), 2)
     """
     if not still:
         raise ValueError("still must hold at least one setting; got none")
@@ -94,7 +103,7 @@ def live(
 
 
 def _control(widgets, name: str, options: type | Sequence[Any], value: Any):
-    """The widget that chooses one argument, labelled with its name."""
+    """The widget that chooses one argument, labeled with its name."""
     label = {"description": name.replace("_", " "), "style": {"description_width": "initial"}}
     if options is str:
         return widgets.Text(value, **label)

@@ -48,6 +48,15 @@ class AttentionExplorer(LivePage):
     Attributes: layer, head, query, key, step, view, example (which of the texts of ``over``) can
         be set, and in a running notebook observed: ``explorer.observe(function, "head")``.
     Errors: ValueError or TypeError, naming the argument, for what does not fit.
+
+    Examples:
+        >>> import torch
+        >>> from mha import viz
+        >>> weights = torch.tensor([[[1.0, 0.0], [0.25, 0.75]]])  # (H, T, S)
+        >>> explorer = viz.AttentionExplorer(weights, ["cat", "slept"], alt="one head over two words")
+        >>> explorer.query = 1
+        >>> explorer
+        AttentionExplorer(1 layers, 1 heads, 2 queries, 2 keys)
     """
 
     def __init__(

@@ -29,7 +29,7 @@ def image_attention(
     """One panel a head: the image as dots of ink, and behind each patch the head's weight on it.
 
     Args:
-        image: (h, w) grey values, at most 64 x 64; the largest is drawn as the most ink.
+        image: (h, w) gray values, at most 64 x 64; the largest is drawn as the most ink.
         weights: (H, P), what one query gives to each patch, row by row;
             P = (h // patch_size) * (w // patch_size).
         patch_size: pixels of a patch's side; divides h and w.
@@ -38,7 +38,18 @@ def image_attention(
         query: index of the patch that asks, drawn with a dashed frame.
         vmax: the weight drawn strongest; None = a round number above the largest.
     Returns: the figure. The strongest patch of each head has a frame, and its weight stands below.
-    Errors: ValueError for a size that does not fit.
+    Errors: ValueError for a size that does not fit, weights that are negative or not finite, and
+        a short ``alt``; TypeError for what holds no numbers.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> image = torch.zeros(8, 8)
+        >>> image[2:6, 3:5] = 1
+        >>> weights = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.1, 0.1]])  # (H, P)
+        >>> figure = mha.viz.image_attention(image, weights, 4, alt="Two heads on a bar.", query=0)
+        >>> ["strongest patch: 0.70" in panel.inner() for panel in figure.panels]
+        [False, True, False]
     """
     image, weights = as_array(image, "image", 2), as_array(weights, "weights", 2)
     height, width = image.shape
@@ -116,7 +127,7 @@ def _picture(image, weights, patch_size, title, query, vmax):
 
 
 def _dots(image: np.ndarray, pixel: int) -> str:
-    """Squares whose area grows with the grey value: a picture that needs no background."""
+    """Squares whose area grows with the gray value: a picture that needs no background."""
     top = image.max() if image.max() > 0 else 1.0
     sides = np.sqrt(np.clip(image / top, 0, 1)) * pixel * 0.85
     return "".join(

@@ -31,10 +31,23 @@ def mask(
         mask: bool (T, S), or (S,) for all queries alike; True = may attend.
         query_labels: T tokens; None = 0, 1, ...; with a mask (S,) they say how many rows to draw.
         key_labels: S tokens; None = 0, 1, ...
-        title: stands above. alt: what the figure shows; None = the counts in words.
-        rows, columns: what the axes are called. meaning: what filled and hatched cells stand for.
+        title: stands above.
+        alt: what the figure shows, at least four words; None = the counts in words.
+        rows, columns: what the axes are called.
+        meaning: what filled and hatched cells stand for.
     Returns: the figure. A row that may see nothing says so.
-    Errors: TypeError if ``mask`` is not bool; ValueError for another number of axes or labels.
+    Errors: TypeError if ``mask`` is not bool; ValueError for another number of axes or
+        labels, and for a short ``alt``.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> allowed = mha.masks.causal(3) & torch.tensor([False, True, True])  # (T, S)
+        >>> figure = mha.viz.mask(allowed, ["<pad>", "a", "b"], title="Causal, padded on the left")
+        >>> print(figure.alt)
+        Mask of 3 queries by 3 keys: 3 of 9 pairs may attend. Rows that see nothing: <pad>.
+        >>> "sees nothing" in figure.html
+        True
     """
     allowed = as_mask(mask, "mask")
     if allowed.ndim not in (1, 2) or 0 in allowed.shape:

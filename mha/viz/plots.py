@@ -1,4 +1,4 @@
-"""Line plots by matplotlib, as inline SVG in the colours of the page."""
+"""Line plots by matplotlib, as inline SVG in the colors of the page."""
 
 import hashlib
 import io
@@ -20,10 +20,19 @@ def subplots(nrows: int = 1, ncols: int = 1, *, width: int = 420, height: int = 
     """A matplotlib figure and its axes in the house style, without pyplot.
 
     Args:
-        nrows, ncols: how many axes. width, height: of the whole figure, in pixels.
+        nrows, ncols: how many axes.
+        width, height: of the whole figure, in pixels.
         options: passed on to ``Figure.subplots``, such as ``sharex=True``.
     Returns: (figure, axes), as ``plt.subplots`` does.
     Errors: ImportError where matplotlib is missing.
+
+    Examples:
+        >>> import mha
+        >>> figure, axes = mha.viz.subplots(1, 2, width=600, height=200, sharey=True)
+        >>> axes.shape
+        (2,)
+        >>> [round(72 * inches) for inches in figure.get_size_inches().tolist()]  # 72 pixels an inch
+        [600, 200]
     """
     figures = require("matplotlib.figure", "viz")
     with style():
@@ -32,12 +41,20 @@ def subplots(nrows: int = 1, ncols: int = 1, *, width: int = 420, height: int = 
 
 
 def show(figure, *, alt: str) -> Figure:
-    """A matplotlib figure as inline SVG: black becomes the page's text colour, the rest is clear.
+    """A matplotlib figure as inline SVG: black becomes the page's text color, the rest is clear.
 
     Args:
-        figure: a ``matplotlib.figure.Figure``. alt: what it shows, at least four words.
+        figure: a ``matplotlib.figure.Figure``.
+        alt: what it shows, at least four words.
     Returns: the figure to display. The same drawing gives the same text, to the letter.
     Errors: TypeError if ``figure`` has no ``savefig``; ValueError for a short ``alt``.
+
+    Examples:
+        >>> import mha
+        >>> figure, axes = mha.viz.subplots()
+        >>> bars = axes.bar(["one", "two"], [3, 5])
+        >>> mha.viz.show(figure, alt="Two bars, 3 and 5 high.")
+        Figure('Two bars, 3 and 5 high.')
     """
     if not hasattr(figure, "savefig"):
         raise TypeError(f"figure must be a matplotlib Figure; got {type(figure).__name__}")
@@ -66,18 +83,30 @@ def curves(
     width: int = 420,
     height: int = 300,
 ) -> Figure:
-    """Lines that differ in colour, dash and marker, with their names below.
+    """Lines that differ in color, dash and marker, with their names below.
 
     Args:
         series: name -> (x, y), or name -> y over 0, 1, 2, ...; each x and y of one length.
         xlabel, ylabel: what the axes show, with the unit.
         alt: what the figure shows, at least four words.
-        title: stands above. logx, logy: logarithmic axes. ylim: the ends of the y axis.
+        title: stands above.
+        logx, logy: whether the axes are logarithmic.
+        ylim: the ends of the y axis.
         bands: name of a series -> (low, high), drawn as a pale band around it.
         hlines: label -> y, drawn as dotted lines with the label on them.
         width, height: in pixels.
     Returns: the figure.
-    Errors: ValueError without a series, for x and y of different lengths, for a band of no series.
+    Errors: ValueError without a series, for x and y of different lengths, for a band of no series,
+        and for a short ``alt``; ImportError where matplotlib is missing.
+
+    Examples:
+        >>> import mha
+        >>> figure = mha.viz.curves(
+        ...     {"train": [2.0, 1.0, 0.5], "test": ([0, 2], [2.1, 0.9])},
+        ...     xlabel="step", ylabel="loss, nats", alt="Two losses that fall in three steps.",
+        ... )
+        >>> ["loss, nats" in figure.html, "train" in figure.html]
+        [True, True]
     """
     if not series:
         raise ValueError("series must hold at least one line; got none")

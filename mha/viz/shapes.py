@@ -14,7 +14,7 @@ ARROW, FONT, MOST_CELLS, MOST_SHEETS, STEP = 34, 12, 16, 4, 5
 
 
 def shape_strip(steps: Sequence[Step], *, alt: str | None = None, color: str = "weights") -> Figure:
-    """A row of labelled blocks, one a step, with the shape beneath; wraps where the page is narrow.
+    """A row of labeled blocks, one a step, with the shape beneath; wraps where the page is narrow.
 
     Args:
         steps: (what was done, axis letters such as "B H T D", sizes), one to four axes each.
@@ -23,6 +23,14 @@ def shape_strip(steps: Sequence[Step], *, alt: str | None = None, color: str = "
         color: of the cells, a name in ``COLORS`` or '#rrggbb'.
     Returns: the figure.
     Errors: ValueError without a step, for another number of axes, or sizes below 1.
+
+    Examples:
+        >>> import mha
+        >>> figure = mha.viz.shape_strip(
+        ...     [("x", "B T E", (2, 5, 8)), ("split", "B H T D", (2, 4, 5, 2))]
+        ... )
+        >>> print(figure.alt)
+        The shape, step by step: x gives (B, T, E) = (2, 5, 8); split gives (B, H, T, D) = (2, 4, 5, 2).
     """
     if not steps:
         raise ValueError("steps must hold at least one step; got none")
@@ -42,14 +50,24 @@ def split_strip(
     *,
     alt: str | None = None,
 ) -> Figure:
-    """What ``split_heads`` and ``merge_heads`` do: numbers keep their names, heads their colours.
+    """What ``split_heads`` and ``merge_heads`` do: numbers keep their names, heads their colors.
 
     Args:
-        batch: B, at most 64; item 0 is drawn, in front. length: T, at most 6.
-        num_heads: H, at most 8. head_dim: D; H * D is at most 16.
+        batch: B, at most 64; item 0 is drawn, in front.
+        length: T, at most 6.
+        num_heads: H, at most 8.
+        head_dim: D; H times D is at most 16.
         alt: what the figure shows; None = the shapes in words.
     Returns: the figure; cell "b5" is feature 5 of token b.
     Errors: ValueError for sizes out of range.
+
+    Examples:
+        >>> import mha
+        >>> figure = mha.viz.split_strip(batch=2, length=3, num_heads=2, head_dim=4)
+        >>> len(figure.panels)  # from q_proj(x) to the merged heads
+        5
+        >>> print(figure.alt.partition(":")[0])
+        Splitting 8 features into 2 heads and merging them again
     """
     for name, size, most in (
         ("batch", batch, 64),

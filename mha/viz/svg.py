@@ -106,10 +106,21 @@ class Figure:
     """Panels that stand in a row and wrap where the page is narrow, with one alternative text.
 
     Args:
-        panels: in their order.
+        panels: in their order, as the ``panels`` of other figures.
         alt: what the figure shows, at least four words.
         columns: at most so many panels in a row; None = as fit.
     Errors: ValueError for a short ``alt``, TypeError if it is no string.
+
+    Examples:
+        >>> import mha
+        >>> figure = mha.viz.mask(mha.masks.causal(3))
+        >>> figure
+        Figure('Mask of 3 queries by 3 keys: 6 of 9 pairs may attend.')
+        >>> 'role="img" aria-label="Mask of 3 queries by 3 keys' in figure.html
+        True
+        >>> both = mha.viz.Figure(2 * figure.panels, "The same causal mask twice.", columns=1)
+        >>> len(both.panels), both.alt
+        (2, 'The same causal mask twice.')
     """
 
     def __init__(self, panels: list[Panel], alt: str, columns: int | None = None):

@@ -1,4 +1,4 @@
-"""The colours of the figures, and how they stay legible on a light and on a dark page."""
+"""The colors of the figures, and how they stay legible on a light and on a dark page."""
 
 from mha._extras import require
 
@@ -22,10 +22,10 @@ HEAD_COLORS = (
     "#7645e0",
     "#955f30",
 )
-"""One colour for each of up to eight heads; a figure writes the head's number beside it."""
+"""One color for each of up to eight heads; a figure writes the head's number beside it."""
 
 INK = "#000000"
-"""What is drawn in black in matplotlib becomes the text colour of the page."""
+"""What is drawn in black in matplotlib becomes the text color of the page."""
 
 # The background of the page, for numbers on a strong cell: the book's, Jupyter's, or not the ink.
 PAPER = (
@@ -39,7 +39,7 @@ LOW_TONE, HIGH_TONE = 0.52, 0.88
 
 
 def resolve(color: str) -> str:
-    """The hex colour of a name in ``COLORS``, or of '#rrggbb'. Errors: ValueError for another."""
+    """The hex color of a name in ``COLORS``, or of '#rrggbb'. Errors: ValueError for another."""
     if color in COLORS:
         return COLORS[color]
     if color.startswith("#") and len(color) == 7:
@@ -63,6 +63,15 @@ def style():
     """A context manager: inside it, matplotlib draws in the style of the book.
 
     Errors: ImportError where matplotlib is missing (the extra ``viz`` brings it).
+
+    Examples:
+        >>> import matplotlib
+        >>> import mha
+        >>> with mha.viz.style():
+        ...     print(matplotlib.rcParams["axes.spines.top"], matplotlib.rcParams["lines.linewidth"])
+        False 2.0
+        >>> matplotlib.rcParams["axes.spines.top"]  # as it was
+        True
     """
     matplotlib = require("matplotlib", "viz")
     colors = [COLORS[name] for name in ("query", "key", "value", "weights", "negative", "neutral")]

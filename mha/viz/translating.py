@@ -113,8 +113,22 @@ def sentence_table(
         caption: what the table shows.
         languages: heading -> code of the language of that column, such as "es", for those whose
             language is not the page's; headings that are not there do not matter.
+    Returns: the table to display.
     Errors: ValueError for no column, columns of different lengths, or an empty caption; TypeError
         for what is not a str.
+
+    Examples:
+        >>> import mha
+        >>> table = mha.viz.sentence_table(
+        ...     {"English": ["Go.", "Hi."], "Spanish": ["Ve.", "Hola."]},
+        ...     caption="Two short sentences", languages={"Spanish": "es"},
+        ... )
+        >>> table
+        Two short sentences
+        Go. | Ve.
+        Hi. | Hola.
+        >>> table.html.count('<td lang="es"')
+        2
     """
     columns = {name: list(texts) for name, texts in columns.items()}
     languages = dict(languages or {})
@@ -141,6 +155,15 @@ def translate_field(
         and an error of ``translate`` in the translation's place.
     Errors: ValueError for no texts, other than two languages, or an empty caption; what
         ``translate`` raises for the texts.
+
+    Examples:
+        >>> import mha
+        >>> translator = mha.models.Translator.from_checkpoint("en-es")
+        >>> languages = {"English": "en", "Spanish": "es"}
+        >>> texts = ["I bought a red car."]
+        >>> mha.viz.translate_field(translator, texts, caption="By the model", languages=languages)
+        By the model
+        I bought a red car. | Compré un coche rojo.
     """
     if isinstance(texts, str) or not texts:
         raise ValueError(f"texts must be a list of at least one text; got {texts!r}")

@@ -32,20 +32,33 @@ def heatmap(
     columns: str = "keys",
     color: str = "weights",
 ) -> Figure:
-    """A heat map with queries on the rows and keys on the columns, both labelled.
+    """A heat map with queries on the rows and keys on the columns, both labeled.
 
     Args:
         weights: (T, S) numbers; -inf, a masked score, is hatched.
         query_labels, key_labels: T and S tokens; None = 0, 1, ...
-        alt: what the figure shows, at least four words. title: stands above.
+        alt: what the figure shows, at least four words.
+        title: stands above.
         allowed: bool, broadcasts to (T, S); True = may attend, the rest is hatched.
-        annotate: write the numbers into the cells, rounded to ``decimals``; None = where few.
+        annotate: write the numbers into the cells; None = where few.
+        decimals: to which the written numbers are rounded.
         vmin, vmax: the ends of the scale; None = 0, or -vmax where a number is negative, and a
             round number not below the largest.
-        rows, columns: what the axes are called. color: a name in ``COLORS`` or '#rrggbb'.
+        rows, columns: what the axes are called.
+        color: a name in ``COLORS`` or '#rrggbb'.
     Returns: the figure; where no numbers are written, with its scale below.
     Errors: ValueError for another number of axes or labels, nan or +inf, an empty scale, a short
         ``alt``; TypeError if ``allowed`` is not bool.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> weights = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.75, 0.0]])  # (T, S)
+        >>> figure = mha.viz.heatmap(weights, ["a", "b"], alt="Weights of two queries on three keys.")
+        >>> figure
+        Figure('Weights of two queries on three keys.')
+        >>> ">0.75</text>" in figure.html
+        True
     """
     weights = as_array(weights, "weights", 2)
     query_labels = check_labels(query_labels, weights.shape[0], "query_labels")
@@ -91,6 +104,16 @@ def head_grid(
     Returns: the figure.
     Errors: ValueError for another number of axes, labels or titles, nan or +inf, a short ``alt``;
         TypeError if ``allowed`` is not bool.
+
+    Examples:
+        >>> import torch
+        >>> import mha
+        >>> weights = torch.full((2, 3, 3), 1 / 3)  # (H, T, S)
+        >>> figure = mha.viz.head_grid(weights, list("abc"), list("abc"), alt="Two heads, all even.")
+        >>> len(figure.panels)  # a head each, and the scale
+        3
+        >>> "head 1" in figure.html
+        True
     """
     weights = as_array(weights, "weights", 3)
     heads = weights.shape[0]
