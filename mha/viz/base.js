@@ -42,4 +42,3 @@ function choices(role, label, contents, pick, columns = 1) {
   box.buttons = buttons;
   return box;
 }
-

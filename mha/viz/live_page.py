@@ -108,8 +108,8 @@ class LivePage:
 
 
 def joined(names: tuple[str, ...]) -> str:
-    """Files beside this one, one after another."""
-    return "".join(asset(name) for name in names)
+    """Files beside this one, one after another, with an empty line between them."""
+    return "\n".join(asset(name) for name in names)
 
 
 @cache
