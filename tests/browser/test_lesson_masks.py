@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from built import findings
 from lessons import close, opened, said, values
 
 import mha
@@ -12,15 +13,12 @@ from mha.viz.lessons.masks import FATES, LEAST, LIBRARIES, STARTS
 
 RANDOM = torch.rand(4, 5, generator=torch.Generator().manual_seed(3)) < 0.5
 TWO_DEAD = torch.tensor([[1, 0, 0, 1, 0], [0] * 5, [0, 1, 1, 1, 1], [0] * 5]).bool()
-ALL = {name: mask for name, (_, mask) in STARTS.items()} | {
-    "random": RANDOM,
-    "two dead": TWO_DEAD,
-    "nothing": torch.zeros(4, 5).bool(),
-    "last key only": torch.arange(5).expand(4, 5) == 4,
-}
+ALL = [
+    *(mask for _, mask in STARTS.values()),
+    *(RANDOM, TWO_DEAD, torch.zeros(4, 5).bool(), torch.arange(5).expand(4, 5) == 4),
+]
 LESSON = lessons.Masks()
 SCORES, VALUES = (np.array(LESSON.state[name]) for name in ("scores", "values"))
-of_each = pytest.mark.parametrize("name", ALL)
 
 
 def plain(added: torch.Tensor) -> torch.Tensor:
@@ -28,45 +26,56 @@ def plain(added: torch.Tensor) -> torch.Tensor:
     return (torch.tensor(SCORES) + added).softmax(-1)
 
 
-@of_each
-def test_weights_and_dead_rows_are_those_of_the_definition(page, tmp_path, name):
-    mask = ALL[name].numpy()
-    found = values(opened(page, LESSON, tmp_path), mask=mask.tolist())
-    expected, weights = reference.attention(
-        SCORES, np.eye(5), VALUES, mask, scale=1.0, return_weights=True
-    )
-    close(found["weights"], weights)
-    close(found["outputs"][0], expected)
-    close(found["sums"], mask.any(-1).astype(float))
-    assert found["dead"] == np.flatnonzero(~mask.any(-1)).tolist()
-
-
-@of_each
-def test_other_fates_of_a_dead_row_are_those_of_torch(page, tmp_path, name):
-    mask = ALL[name]
-    _, naive, even = values(opened(page, LESSON, tmp_path), mask=mask.tolist())["ways"]
-    close(naive, plain(masks.to_additive(mask, torch.float64)))
-    close(even, plain(masks.to_additive(mask, torch.float64, fill=LEAST)))
-    dead = ~mask.any(-1).numpy()
-    assert np.isnan(np.array(naive)[dead]).all() and not np.isnan(np.array(naive)[~dead]).any()
-    close(np.array(even)[dead], np.full((dead.sum(), 5), 0.2))
-
-
-@of_each
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_the_mask_is_as_each_library_wants_it(page, tmp_path, name, library):
-    code, convert, _, _ = LIBRARIES[library]
-    expected = convert(ALL[name])
-    form = list(LIBRARIES).index(library)
+def test_weights_and_dead_rows_are_those_of_the_definition(page, tmp_path):
     figure = opened(page, LESSON, tmp_path)
-    given = values(figure, mask=ALL[name].tolist(), form=form)["given"]
-    assert (np.asarray(given).dtype == bool) == (expected.dtype == torch.bool)
-    close(given, expected.double().numpy())
-    shown = figure.locator(".mha-call").all_inner_texts()
-    assert shown[1] == f"given = {code}"
-    typed = {"mha": mha, "torch": torch}
-    exec("\n".join(shown), typed)  # what a reader copies: the mask, then the library's form
-    assert typed["given"].dtype == expected.dtype and torch.equal(typed["given"], expected)
+    for mask in map(torch.Tensor.numpy, ALL):
+        found = values(figure, mask=mask.tolist())
+        expected, weights = reference.attention(
+            SCORES, np.eye(5), VALUES, mask, scale=1.0, return_weights=True
+        )
+        close(found["weights"], weights)
+        close(found["outputs"][0], expected)
+        close(found["sums"], mask.any(-1).astype(float))
+        assert found["dead"] == np.flatnonzero(~mask.any(-1)).tolist()
+
+
+def test_other_fates_of_a_dead_row_are_those_of_torch(page, tmp_path):
+    figure = opened(page, LESSON, tmp_path)
+    for mask in ALL:
+        found = values(figure, mask=mask.tolist())
+        _, naive, even = map(np.array, found["ways"])
+        close(naive, plain(masks.to_additive(mask, torch.float64)))
+        close(even, plain(masks.to_additive(mask, torch.float64, fill=LEAST)))
+        for weights, output in zip(found["ways"], found["outputs"], strict=True):
+            close(output, np.array(weights) @ VALUES)
+        dead = ~mask.any(-1).numpy()
+        assert np.isnan(naive[dead]).all() and not np.isnan(naive[~dead]).any()
+        close(even[dead], np.full((dead.sum(), 5), 0.2))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_mask_is_as_each_library_wants_it(page, tmp_path, library):
+    code, convert, _, _ = LIBRARIES[library]
+    figure = opened(page, lessons.Masks(library=library), tmp_path)
+    for mask in ALL:
+        expected = convert(mask)
+        given = values(figure, mask=mask.tolist())["given"]
+        assert (np.asarray(given).dtype == bool) == (expected.dtype == torch.bool)
+        close(given, expected.double().numpy())
+        shown = figure.locator(".mha-call").all_inner_texts()
+        assert shown[1] == f"given = {code}"
+        typed = {"mha": mha, "torch": torch}
+        exec("\n".join(shown), typed)  # what a reader copies: the mask, then the library's form
+        assert torch.equal(typed["mask"], mask)
+        assert typed["given"].dtype == expected.dtype and torch.equal(typed["given"], expected)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_dead_row_is_legible(page, tmp_path, scheme):
+    page.emulate_media(color_scheme=scheme)
+    figure = opened(page, lessons.Masks("dead row"), tmp_path)
+    assert figure.locator(".mha-minus").inner_text() == "0.000"
+    assert findings(page) == []
 
 
 def fates_in_libraries() -> dict[str, np.ndarray]:
