@@ -62,6 +62,11 @@ PLACES = [
         "chapter opens that one.",
     ),
     (
+        "README.md",
+        "  license = {MIT}\n}\n",
+        "  license = {MIT},\n  url     = {{url}}\n}\n",
+    ),
+    (
         "chapters/index.md",
         "In a copy of this repository, with `make`",
         "In a copy of [this book's repository]({url}), with `make`",

@@ -85,6 +85,7 @@ def test_every_place_names_the_address(tool):
     [cell] = first_cells(root)
     assert f'"mha[chapters] @ git+{EXAMPLE}"' in cell
     assert f"$ git clone {EXAMPLE}\n$ cd NAME\n$ make book" in (root / "README.md").read_text()
+    assert f"  url     = {{{EXAMPLE}}}\n" in (root / "README.md").read_text()
     assert f"({EXAMPLE})" in (root / "chapters/index.md").read_text()
 
 
