@@ -57,7 +57,8 @@ function build(set, { width, batch, most }) {
     });
     [parameters, products, bytes / 4, bytes].forEach((count, i) => kept.put(i, 0, grouped(count)));
     return `${H} ${H > 1 ? "heads" : "head"} of width ${D}: ${grouped(parameters)} parameters and ${grouped(products)} FLOPs ` +
-      `of products, as for any other number of heads; ${grouped(bytes)} bytes of weights, ${H} times those of one head.`;
+      `of products, as for any other number of heads; ${grouped(bytes)} bytes of weights` +
+      (H > 1 ? `, ${H} times those of one head.` : ".");
   }
   return { nodes, draw };
 }
