@@ -11,7 +11,7 @@ ASKED = {
     "axes": "it must take tensors of four axes, (B, H, T, D)",
     "memory": "forward must take query, key and value, each of its own",
     "mask": "it must take a mask that broadcasts to (B, H, T, S), such as (B, 1, T, S)",
-    "weights": "it must return two things, the output and the weights",
+    "weights": "it must return two things, the output and then the weights",
     "zeros": "a query that may see nothing must get zeros, in the output and in the weights",
     "biases": "each of the four maps must have a bias",
     "defaults": "forward(x) must be forward(x, x, x), and forward(x, m) be forward(x, m, m)",
@@ -39,12 +39,30 @@ def lacking(exam, asked) -> None:
             missing.append(ASKED[name])
     exam.line("it has the form that the exercise asks for", not missing)
     if missing:
-        exam.add(finding("not-as-asked", "\n".join(missing)))
+        exam.add(_not_as_asked(exam, missing))
+
+
+def _not_as_asked(exam, missing: list[str]):
+    """The finding; with the error that ended the first call, if only other axes were taken."""
+    failed = getattr(exam, "first_failed", None)
+    if ASKED["axes"] not in missing or not isinstance(failed, Stopped):
+        return finding("not-as-asked", "\n".join(missing))
+    told = failed.finding()
+    said = ["called with four axes, it ends in an error:", *told.evidence.splitlines()]
+    words = {"explanation": told.explanation} if failed.cause else {}
+    hint = "Which axes does the line take for granted? Count them from the end: -1, -2."
+    text = "\n".join([*missing, said[0], *(f"  {line}" for line in said[1:])])
+    return finding("not-as-asked", text, hint=hint, **words)
 
 
 def _weights(exam) -> bool:
-    probe = exam.lab.probe("self", dtype=exam.dtype)
-    return exam.call(probe)[1] is not None
+    probe = exam.lab.probe("qkv", dtype=exam.dtype, **exam.safe_lengths())
+    if exam.call(probe)[1] is None:
+        return False
+    if exam.kind != "qkv" or getattr(exam, "axes", 4) != len(probe.query.shape):
+        return True
+    result = exam.guard.call(exam.module, probe.query, probe.key, probe.value)
+    return not isinstance(result, tuple) or result[0].shape == exam.right_shape(probe)
 
 
 def _zeros(exam) -> bool:

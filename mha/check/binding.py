@@ -363,8 +363,16 @@ def unpack(result, shape: tuple[int, ...], pairs: tuple[int, int]) -> tuple[Tens
         raise Malformed("wrong-shape", "it returned a tuple without any tensor")
     outputs = [x for x in tensors if tuple(x.shape) == tuple(shape)]
     output = outputs[0] if outputs else tensors[0]
+    if len(outputs) > 1 and _shares(outputs[0]) and not _shares(outputs[1]):
+        output = outputs[1]  # weights first, where both have one shape
     weights = [x for x in tensors if x is not output and tuple(x.shape[-2:]) == pairs]
     return output, weights[0] if weights else None
+
+
+def _shares(x: Tensor) -> bool:
+    """Whether every row shares out 1, as weights do."""
+    x = x.detach().double()
+    return bool((x >= 0).all()) and bool(((x.sum(-1) - 1).abs() < 1e-3).all())
 
 
 # --- calls

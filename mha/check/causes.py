@@ -174,6 +174,8 @@ def _undefined(scene, name):
     owner = scene.frame.f_locals.get("self") if scene.frame is not None else None
     if owner is not None and name in _attributes(owner):
         return f"There is no variable `{name}`, but `self.{name}` exists. Did you mean that?"
+    if name == "self":
+        return "A method gets `self` only as its first parameter: `def forward(self, ...)`."
     close = _close(name, [*scene.names(), *dir(builtins)])
     if close:
         return f"There is no variable `{name}`. Did you mean `{close}`?"
@@ -264,6 +266,13 @@ def _a_tuple(scene, *_):
     return said + " If the function that made it returns (output, weights), take the first of them."
 
 
+def _values_and_places(scene, name):
+    made = name if name in ("max", "min") else ""
+    meant = f", or call `a{name}`, which gives them alone" if made else ""
+    return f"""`{name}` along one axis returns two things, the values and their places. Take
+    `.values`{meant}."""
+
+
 def _not_callable(scene, kind):
     if kind == "Tensor" or kind == "Parameter":
         return """A tensor is called like a function. Is a `*` or `@` missing before the
@@ -294,7 +303,15 @@ def _too_many(scene, function, most, given):
     return f"{function}() was given more arguments than it takes; `self` counts as one."
 
 
+def _numpys_words(function):
+    own = f"a{function}" if function in ("max", "min") else function
+    return f"""A NumPy function was given a tensor: `axis` and `keepdims` are its words. Stay with
+    torch: `x.{own}(dim, keepdim=True)`."""
+
+
 def _unexpected(scene, function, name):
+    if name in ("axis", "keepdims") and scene.frame is not None and "np." in scene.line:
+        return _numpys_words(function)
     return f"{function}() has no parameter `{name}`. Is it spelled differently there?"
 
 
@@ -334,6 +351,8 @@ def _float_size(scene, *_):
 
 def _invalid_combination(scene, function, given):
     kinds = [kind.strip() for kind in given.split(",")]
+    if any(kind.startswith(("axis=", "keepdims=")) for kind in kinds):
+        return _numpys_words(function)
     if "NoneType" in kinds:
         return _none(scene)
     if function in ("masked_fill", "masked_fill_", "where") and kinds and kinds[0] == "bool":
@@ -563,8 +582,8 @@ def _inplace(scene, *_):
 
 
 def _leaf(scene, *_):
-    return """A parameter is changed in place where gradients are recorded. Make a new tensor, or
-    set its first values under `torch.no_grad()`."""
+    return """An input or a parameter that asks for gradients is changed in place. Make a new
+    tensor; the first values of a parameter are set under `torch.no_grad()`."""
 
 
 def _no_graph(scene, *_):
@@ -637,7 +656,8 @@ RULES = [
     (r"^'(\w+)' object has no attribute '(\w+)'", _no_attribute),
     (r"'NoneType' object is not callable", lambda scene: _not_callable(scene, "NoneType")),
     (r"'(\w+)' object is not callable", _not_callable),
-    (r"'NoneType'", _none),
+    (r"'NoneType'|must be \w+, not NoneType", _none),
+    (r"'torch\.return_types\.(\w+)'", _values_and_places),
     (r"must be tuple of Tensors, not Tensor", lambda scene: _list_of_tensors(scene, "cat")),
     (r"^(\w+)\(\): argument '(\w+)' .*must be Tensor, not (\w+)", _wants_tensor),
     (r"must be tuple of ints.*float|type float at pos|'float' object cannot be interp", _float_size),

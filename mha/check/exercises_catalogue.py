@@ -95,7 +95,7 @@ _ALL = [
     _entry(
         "softmax-overflow",
         "Large scores overflow",
-        "10-5-numerics#what-a-score-of-1000-loses",
+        "04-2-scores#only-differences-count",
         """In float32 the exponential of 89 is already infinite, and infinity divided by infinity is
         NaN. Very negative scores all become 0, and 0 / 0 is NaN too. Only differences of scores
         count, so a number may be subtracted from all of them first.""",
@@ -104,7 +104,7 @@ _ALL = [
     _entry(
         "softmax-global-max",
         "The maximum of all rows is subtracted, not each row's own",
-        "10-5-numerics#what-a-score-of-1000-loses",
+        "04-2-scores#only-differences-count",
         """A row far below the largest one then underflows: all of its exponentials are 0, and 0 / 0
         is NaN. Each row needs its own maximum.""",
         "Along which axis should the maximum be taken?",

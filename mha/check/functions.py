@@ -94,7 +94,7 @@ class FunctionExamination(Examination):
 
     def first_call(self) -> None:
         """With four axes, or three, or two; with values of a width of their own if it can."""
-        first = None
+        self.first_failed = first = None
         drops = (None, 0.0) if "dropout" in self.arguments.settings.values() else (None,)
         ways = itertools.product(
             (torch.float64, torch.float32), (self.lab.value_width, None), (4, 3, 2), drops
@@ -108,7 +108,7 @@ class FunctionExamination(Examination):
             except (Stopped, Malformed) as failed:
                 if isinstance(failed, Stopped) and failed.kind != "exception":
                     raise
-                first = first or failed
+                self.first_failed = first = first or failed
                 continue
             if self.dtype == torch.float32:
                 self.float64_failed, self.tolerance = first, 1e-4

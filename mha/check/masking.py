@@ -12,6 +12,11 @@ from mha.check.guard import Stopped
 from mha.check.lab import random_mask
 from mha.check.simulate import Probe
 
+UNDERFLOW = {
+    "title": "A row whose allowed scores are all low becomes NaN",
+    "hint": "Close the blocked scores first. Which number, subtracted from the row that is left, "
+    "makes its largest 0?",
+}
 NAN_EVIDENCE = "with a mask in which every query sees a key, {} of {} numbers are NaN"
 
 
@@ -268,6 +273,11 @@ def fill(exam, meaning: str, form: MaskForm) -> None:
         expected, _ = search.Simulator(probe, exam.match.maps)(exam.match.recipe)
         if search.distance(output, expected) > 1e-2:
             severity = "note" if size > 5e3 else "mistake"
+            if output.isnan().any():
+                text = f"with allowed scores near -{size:g}, outputs are NaN"
+                exam.add(finding("softmax-overflow", text, severity, **UNDERFLOW))
+                exam.line("blocked keys stay blocked when scores are large", False, f"at {size:g}")
+                return
             text = f"with allowed scores near -{size:g}, a blocked key still gets weight"
             exam.add(finding("mask-fill-small", text, severity))
             exam.line("blocked keys stay blocked when scores are large", False, f"at {size:g}")

@@ -520,7 +520,7 @@ class Examination:
 
     def explain_rest(self) -> None:
         """If lines failed, or numbers differ, and nothing named explains it: say what failed."""
-        ends = ENDINGS if self.match is None else (*ENDINGS, "mask-nan")
+        ends = (*ENDINGS, "weights-not-parameters" if self.match is None else "mask-nan")
         explained = any(f.slug in ends for f in self.findings)
         if not explained and (self.match is None or self.unexplained_mask):
             self.add(showing.unknown(self))

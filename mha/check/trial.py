@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mha.check import binding
+from mha.check import binding, causes
 from mha.check.binding import Question
 from mha.check.catalogue import finding
 from mha.check.guard import Guard, Stopped
@@ -155,6 +155,11 @@ class Trial:
 
     # --- what was found
 
+    def lengths(self, yours: Tensor, right: Tensor) -> str:
+        """Both shapes, with the names of their axes."""
+        mine, wanted = (causes.shape(x, self.guard.sizes) for x in (yours, right))
+        return f"the result should be {wanted} and is {mine}"
+
     @property
     def mistaken(self) -> bool:
         """Whether a mistake was found so far."""
@@ -211,7 +216,7 @@ class Trial:
             names = "; ".join(slug.replace("+", " and ") for slug in slugs)
             self.add("ambiguous", f"each of these gives your numbers: {names}\n{said}")
         elif yours.shape != right.shape:
-            self._keep(misshapen(said))
+            self._keep(misshapen(f"{self.lengths(yours, right)}\n{said}"))
         elif not torch.isfinite(yours.double()).all() and torch.isfinite(right.double()).all():
             self.add("not-finite", said, title="The result holds NaN or infinity")
         else:

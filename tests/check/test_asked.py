@@ -189,3 +189,80 @@ def test_a_function_that_returns_nothing():
 
     report = check.attention(silent)
     assert slugs(report) == {"returns-nothing"} and "(B, H, T, D)" in report.text()
+
+
+# --- natural mistakes on the core path, and what the checker must say of them
+
+
+def three_axes(query, key, value):
+    B, T, D = query.shape
+    weights = (query @ key.mT / D**0.5).softmax(-1)
+    return weights @ value, weights
+
+
+def weights_first(query, key, value, mask=None):
+    return attention(query, key, value, mask)[::-1]
+
+
+def afterwards(query, key, value, mask=None):
+    """The right formula on paper: all keys first, then the allowed ones share out 1 anew."""
+    weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+    if mask is not None:
+        weights = weights * mask
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights @ value, weights
+
+
+class LayersInAList(nn.Module):
+    def __init__(self, embed_dim, num_heads):
+        super().__init__()
+        self.num_heads = num_heads
+        self.maps = [nn.Linear(embed_dim, embed_dim) for _ in range(3)]
+        self.out_proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, query, key, value):
+        q, k, v = (
+            part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T or S, D)
+            for part, x in zip(self.maps, (query, key, value), strict=True)
+        )
+        return self.out_proj(attention(q, k, v)[0].transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("fn", "line"), [(flat, "key.transpose(1, 2)"), (three_axes, "B, T, D = query.shape")]
+)
+def test_code_for_three_axes_is_told_what_four_do_to_it(fn, line):
+    text = check.attention(fn, asked=("axes", "weights")).text()
+    assert line in text and "Error: " in text and ASKED["axes"] in text
+    assert ASKED["weights"] not in text
+
+
+def test_weights_before_the_output_are_told_as_such():
+    assert check.attention(weights_first).ok
+    report = check.attention(weights_first, asked=("weights",))
+    assert slugs(report) == {"not-as-asked"} and ASKED["weights"] in report.text()
+
+
+def test_a_nan_of_low_scores_is_not_taken_for_a_small_fill():
+    report = check.attention(afterwards, asked=("mask",))
+    assert slugs(report) == {"softmax-overflow"} and "NaN" in report.text()
+
+
+def test_layers_in_a_list_are_the_one_mistake():
+    assert slugs(check.multi_head_attention(LayersInAList)) == {"weights-not-parameters"}
+
+
+def test_a_wrong_shape_is_told_with_the_names_of_its_axes():
+    def split_heads(x, num_heads):
+        return torch.stack(x.chunk(num_heads, dim=-1))
+
+    text = check.split_heads(split_heads).text()
+    assert "should be (3, 4, 5, 6) = (B, H, T, D) and is (4, 3, 5, 6) = (H, B, T, D)" in text
+
+
+def test_an_input_changed_in_place_is_told_once():
+    def softmax(x, dim=-1):
+        x -= x.amax(dim, keepdim=True)
+        return x.exp() / x.exp().sum(dim, keepdim=True)
+
+    assert slugs(check.softmax(softmax)) == {"input-changed"}

@@ -395,6 +395,14 @@ def changed_in_place():
     a.sum().backward()
 
 
+def no_self():
+    return self.num_heads
+
+
+def length_none(S=None):
+    return torch.arange(S)
+
+
 def unbound():
     if math.pi > 4:
         y = 1
@@ -442,7 +450,13 @@ CAUSES = [
     (lambda: 1 if x > 0 else 2, "is not None"),
     (lambda: nn.Parameter(x).numpy(), "NumPy cannot follow"),
     (changed_in_place, "A result of Softmax"),
-    (lambda: torch.ones(2, requires_grad=True).mul_(2), "changed in place"),
+    (lambda: torch.ones(2, requires_grad=True).mul_(2), "An input or a parameter"),
+    (no_self, "def forward(self"),
+    (length_none, "`S` is None here"),
+    (lambda: x - x.max(-1, keepdim=True), "Take `.values`, or call `amax`"),
+    (lambda: np.max(x, axis=-1, keepdims=True), "`x.amax(dim, keepdim=True)`"),
+    (lambda: np.mean(x, axis=-1, keepdims=True), "`x.mean(dim, keepdim=True)`"),
+    (lambda: np.sum(x, axis=-1, keepdims=True), "`x.sum(dim, keepdim=True)`"),
     (lambda: x.sum().backward(), "No gradient can flow"),
     (lambda y: y, "default, such as `mask=None`"),
     (lambda: mask_none(1, 2), "more arguments than it takes"),
