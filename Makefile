@@ -4,6 +4,7 @@
 # make test-wheel run chapters away from here, against the built wheel (NB= as above;
 #                 CONSTRAINTS=.ci/colab-2026.txt for other versions than the pinned ones)
 # make epub       the book as _build/epub/multi-head-attention.epub, for readers of e-books
+# make pdf        print the book into _build/pdf/multi-head-attention.pdf; needs a browser
 # make audit      measure the pages with Lighthouse (PAGES=chapters/04-2-scores for one)
 # make new-chapter NAME=14-1-title TITLE="A title"       begin a chapter
 # make lint       ruff, spelling, notebooks as they are  make hooks       do so before each commit
@@ -34,7 +35,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH MPLBACKEND PYTHONPATH
 
 .PHONY: epub
-.PHONY: book serve test test-fast test-wheel audit lint notebook notebooks format repository clean
+.PHONY: book pdf serve test test-fast test-wheel audit lint notebook notebooks format repository clean
 .PHONY: lint-code lint-notebooks lint-text hooks new-chapter picture
 
 book: $(READY)
@@ -62,6 +63,9 @@ test-wheel: $(READY)
 
 epub: book
 	@$(BIN)/python .ci/epub.py
+
+pdf: book
+	@$(BIN)/python .ci/pdf.py
 
 audit: book
 	@test -d node_modules/lighthouse || $(NPM) ci --loglevel=error

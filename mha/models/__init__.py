@@ -23,7 +23,7 @@ from mha.models.alignment import (
 )
 from mha.models.bert import Bert
 from mha.models.blocks import DecoderBlock, EncoderBlock, FeedForward
-from mha.models.checkpoint import save as save_translator
+from mha.models.checkpoint import save_translator
 from mha.models.convolution import ConvolutionalNet
 from mha.models.decoding import LayerCaches, TranslatorCaches, beam_search, greedy
 from mha.models.generation import Generated, drawn, filtered, generate

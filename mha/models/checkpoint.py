@@ -16,7 +16,7 @@ CHECKPOINTS = Path(str(files("mha"))) / "checkpoints"
 """The folder of those that come with the package."""
 
 
-def save(
+def save_translator(
     path: Path | str,
     model: "Translator",
     about: dict[str, Any],

@@ -18,6 +18,7 @@ FILES = {
     "chapters/_static/book.css": "",
     "package-lock.json": "{}",
     ".ci/book.py": "",
+    ".ci/inventories/python.txt": "https://docs.python.org/3/",
     ".ci/sphinx/extension.py": "",
 }
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from bookfiles import HTML, code_cells, described, notebooks, pages, script, tags
+from bookfiles import HTML, ROOT, code_cells, described, notebooks, pages, script, tags
 from bs4 import BeautifulSoup
 
 pytestmark = pytest.mark.book
@@ -45,7 +45,12 @@ def test_page_was_built(page):
 def test_no_page_is_left_from_an_earlier_build():
     built = {path.relative_to(HTML).with_suffix("").as_posix() for path in HTML.rglob("*.html")}
     of_the_theme = {name for name in built if name.startswith("_static/")}
-    assert built - of_the_theme == {*pages(), "index", "genindex", "search"}
+    code = {name for name in built if name.startswith("_modules/mha/")}
+    modules = {path.relative_to(ROOT).with_suffix("") for path in (ROOT / "mha").rglob("*.py")}
+    modules = {(path.parent if path.name == "__init__" else path).as_posix() for path in modules}
+    assert {name.removeprefix("_modules/") for name in code} <= {*modules, "mha/results"}
+    by_sphinx = {"index", "genindex", "search", "_modules/index"}
+    assert built - of_the_theme - code == {*pages(), *by_sphinx}
 
 
 def test_front_door_leads_to_the_first_page():
@@ -101,7 +106,7 @@ def test_pictures_are_described(page):
 @each_page
 def test_no_markup_is_left_raw(page):
     article = BeautifulSoup(str(soup(page_file(page)).select_one("article")), "html.parser")
-    for tag in article.select("pre, code, .math, script, style, svg"):
+    for tag in article.select("pre, code, dt.sig, .math, script, style, svg"):
         tag.decompose()
     raw = re.search(r"\$\$|\$[A-Za-z\\{(]|```|\]\(|\*\*|\{[a-z:]+\}`", article.get_text())
     assert not raw, article.get_text()[max(0, raw.start() - 60) : raw.end() + 60]

@@ -11,6 +11,9 @@ BUILT = Path(os.environ.get("MHA_BOOK_HTML", HTML))  # another folder, to try te
 DOOR = "index.html"  # it only sends the reader on
 FILES = sorted(path.relative_to(BUILT).as_posix() for path in BUILT.rglob("*.html"))
 PAGES = [name for name in FILES if not name.startswith("_static/") and name != DOOR]
+CODE = ["_modules/index.html", "_modules/mha/masks.html"]
+"""Two pages of source code, which speak for the others: all are made by one template."""
+EACH_KIND = [name for name in PAGES if name in CODE or not name.startswith("_modules/")]
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 375, "height": 812}
 COLORS = ["color-contrast", "link-in-text-block"]  # the rules of axe that see the theme
 

@@ -6,7 +6,6 @@ where CI is set: there a missing browser is a mistake.
 """
 
 import os
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,7 @@ import pytest
 from book.bookfiles import HTML, script
 from built import BUILT
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = script("browser")  # finds one for the build too
 
 
 def missing(sentence: str):
@@ -32,9 +31,9 @@ def browser() -> Iterator:
     Not for the whole session: as long as Playwright runs, its event loop lives in this thread, and
     the tests of other files that start one of their own would fail.
     """
-    found = next(filter(None, map(shutil.which, NAMES)), None)
+    found = BROWSER.find()
     if found is None:
-        missing("needs a browser: apt-get install chromium, or google-chrome on the PATH")
+        missing(BROWSER.ADVICE)
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

@@ -1,7 +1,7 @@
 """Every page at the width of a desktop, for readers who listen, use the keyboard or see little."""
 
 import pytest
-from built import COLORS, DESKTOP, PAGES, PHONE, dress, findings, in_both_themes, unfold
+from built import COLORS, DESKTOP, EACH_KIND, PHONE, dress, findings, in_both_themes, unfold
 
 pytestmark = pytest.mark.book
 
@@ -46,7 +46,7 @@ MOVING = """() => {
 }"""
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", EACH_KIND)
 def test_axe_finds_nothing(tab, site, name):
     tab.goto(site + name)
     unfold(tab)

@@ -1,7 +1,7 @@
 """Every page at the width of a phone, with all that folds unfolded."""
 
 import pytest
-from built import PAGES, PHONE, in_both_themes, unfold
+from built import EACH_KIND, PHONE, in_both_themes, unfold
 
 pytestmark = pytest.mark.book
 
@@ -24,7 +24,7 @@ def tab(browser):
     context.close()
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", EACH_KIND)
 def test_a_page_fits_and_axe_finds_nothing(tab, site, name):
     tab.goto(site + name)
     unfold(tab)

@@ -8,6 +8,9 @@ FIRST = {
     "square root": "chapters/04-2-scores.html",
     "causal": "chapters/05-4-masks.html",
     "KV cache": "chapters/10-3-cache.html",
+    "Rotary": "chapters/api-positions.html",  # names of code lead to their entries
+    "scaled_dot_product_attention": "chapters/api-mha.html",
+    "split_heads": "chapters/api-heads.html",
 }
 
 

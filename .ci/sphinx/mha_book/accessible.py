@@ -3,6 +3,7 @@
 - A name in ``aria-label`` that is not what the control shows gives way to what it shows: who says
   "click Show code cell source" would not be understood otherwise.
 - The bar at the side becomes a landmark, and the dialogs that the theme opens get names.
+- A signature on several lines is no list of definitions, which would need terms.
 - An empty head of a table, in the corner above the row heads, is no head.
 - Chinese text says that it is Chinese, so that it is read by a Chinese voice.
 """
@@ -22,6 +23,13 @@ MENDS = {
     re.compile(r'(<dialog id="pst-search-dialog")'): r'\1 aria-label="Search"',
     re.compile(r"<th[^>]*>\s*(?:<p>\s*</p>)?\s*</th>"): "<td></td>",
 }
+SIGNATURE = re.compile(r'<dt class="sig .*?</dt>', re.S)
+LINES = {
+    "<dl>": '<span class="sig-lines">',
+    "</dl>": "</span>",
+    "<dd>": "<span>",
+    "</dd>": "</span>",
+}
 # Tags, and whole elements that hold no prose.
 MARKUP = re.compile(r"(<(script|style|title|svg)\b.*?</\2>|<!--.*?-->|<[^>]*>)", re.S)
 HAN = r"\u3400-\u9fff\uf900-\ufaff"
@@ -32,6 +40,9 @@ def mended(page: str) -> str:
     """The HTML of one page, mended."""
     for pattern, replacement in MENDS.items():
         page = pattern.sub(replacement, page)
+    page = SIGNATURE.sub(
+        lambda found: re.sub("</?d[ld]>", lambda tag: LINES[tag[0]], found[0]), page
+    )
     parts, end, marked = [], 0, False
     for markup in MARKUP.finditer(page):
         text = page[end : markup.start()]

@@ -29,6 +29,9 @@ BORROWED = {
     "11-2-bert": {None: "V"},
     "12-3-gpu": {"exercises": "K"},  # steps between two waits
     "13-2-trains": {None: "Vk"},
+    "api-cost": {None: "k"},  # a size
+    "api-data": {None: "Vk"},
+    "api-models": {None: "KVk"},
     "appendix-notation": {"letters-that-a-chapter-borrows": "QKVqkv"},
     "bibliography": {None: "QKVqkv"},
 }
