@@ -19,7 +19,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 RESULTS_REST_ON = ["mha", "requirements.txt", "pyproject.toml", "benchmarks"]
-EXTENSION = [".ci/book.py", ".ci/inventories", ".ci/sphinx", "package-lock.json", "chapters/_static"]
+EXTENSION = [
+    ".ci/book.py",
+    ".ci/inventories",
+    ".ci/sphinx",
+    "package-lock.json",
+    "chapters/_static",
+]
 FRAME_RESTS_ON = [*RESULTS_REST_ON, *EXTENSION, "_config.yml", "_toc.yml"]
 PAGES_REST_ON = [*FRAME_RESTS_ON, "chapters"]
 

@@ -24,7 +24,7 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
-HTML = Path(os.environ.get("MHA_BOOK_HTML", ROOT / "_build" / "html"))  # as the tests know it
+HTML = Path(os.environ.get("MHA_BOOK_HTML", ROOT / "_build" / "html")).resolve()  # as in tests
 FOLDER = HTML.parent / "pdf"
 PDF = FOLDER / "multi-head-attention.pdf"
 STYLE = Path(__file__).with_suffix(".css")

@@ -26,7 +26,7 @@ def ngram_nats(
         strength: above 0; more trusts the counts less.
     Returns: nats for the orders 1 to n, all of the same tokens: the held-out ones but for the
         first n - 1.
-    Errors: ValueError for a strength or order out of range (V ** n must be below 2 ** 63), and
+    Errors: ValueError for a strength or order out of range (``V ** n`` must be below ``2 ** 63``), and
         for texts of fewer than n tokens.
     Source: MacKay and Peto 1995, a hierarchical Dirichlet language model.
 

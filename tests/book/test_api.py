@@ -115,6 +115,15 @@ def test_an_entry_leads_to_its_source(name):
     assert unquote(back).endswith(f"{Path(page).name}#{name}")
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if not callable(NAMES[name])])
+def test_a_constant_says_what_it_is(name):
+    said = docstrings.said_of_constant(name, NAMES[name])
+    assert said and said[0] not in inspect.getdoc(type(NAMES[name]))
+    lines = ["what autodoc takes for its text"]
+    docstrings.convert(None, "data", name, NAMES[name], None, lines)
+    assert lines and "autodoc" not in lines[0]
+
+
 @pytest.mark.book
 def test_links_to_other_projects_are_those_of_the_inventories():
     known = addresses()
@@ -226,6 +235,12 @@ def test_a_docstring_becomes_markup():
 )
 def test_what_a_name_in_backticks_means(where, text, target):
     assert docstrings.Scope(where).target(text) == target
+
+
+def test_an_argument_is_no_link_where_something_else_has_its_name():
+    assert docstrings.Scope("mha.reference.cap").target("bias") == "mha.reference.bias"
+    scope = docstrings.Scope("mha.reference.cap", frozenset(["bias"]))
+    assert scope.target("bias") is None
 
 
 @pytest.mark.parametrize("line", ["B.", "1. one", "(a) b", "- minus", "..."])

@@ -13,10 +13,13 @@ in the text and sections on lines of their own, and would lose much of it. So th
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from textwrap import dedent, indent
+
+from sphinx.pycode import ModuleAnalyzer
 
 from . import _public, inventories, references
 
@@ -204,8 +207,24 @@ def _arguments(thing: object) -> frozenset[str]:
         return frozenset()
 
 
+def said_of_constant(name: str, thing: object) -> list[str]:
+    """The text below a constant, in whatever module of the package defines it.
+
+    Where a package only hands a constant on, autodoc finds no text but that of its type.
+    """
+    last = name.rpartition(".")[2]
+    for module in [name for name in sys.modules if f"{name}.".startswith("mha.")]:
+        if getattr(sys.modules[module], last, None) is thing:
+            found = ModuleAnalyzer.for_module(module).find_attr_docs().get(("", last))
+            if found:
+                return list(found)
+    return []
+
+
 def convert(app, what: str, name: str, thing: object, options, lines: list[str]) -> None:
     """What autodoc asks of each docstring: it is changed in place."""
+    if what == "data":
+        lines[:] = said_of_constant(name, thing)
     called = thing if what in ("class", "function", "method") else None
     lines[:] = rest(lines, Scope(name, _arguments(called)))
 
