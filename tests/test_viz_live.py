@@ -209,8 +209,8 @@ def test_no_chapter_holds_a_widget_that_is_dead(path):
             assert VIEW not in output.get("data", {}), "".join(cell["source"])
 
 
-@pytest.mark.parametrize("name", ["04-2-scores", "05-4-masks"])
-def test_chapters_on_scale_and_masks_have_controls_and_a_twin(name):
+@pytest.mark.parametrize("name", ["05-4-masks", "10-2-alignment", "10-5-numerics"])
+def test_chapters_with_controls_have_a_twin(name):
     [path] = [path for path in CHAPTERS if path.stem == name]
     cells = json.loads(path.read_text(encoding="utf8"))["cells"]
     [cell] = [cell for cell in cells if "viz.live(" in "".join(cell["source"])]
