@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from bs4 import BeautifulSoup, Tag
 
 FOR_SCREENS = "script, a.headerlink, .mha-cards, .mha-progress, .mha-contents, .mha-tick"
+FOR_SCREENS += ", .toctree-wrapper"  # empty, since the contents stand at the side
 FOR_SCREENS += ", a:has(> .viewcode-link)"  # the sources of the package are not printed
 REFERRING = ("aria-describedby", "aria-labelledby", "aria-controls", "for")
 SHOW_CODE = "Show code cell"  # so begins the name of a fold that only hides code

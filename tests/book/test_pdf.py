@@ -186,6 +186,13 @@ def reader(pdf) -> PdfReader:
 
 
 @pytest.fixture(scope="module")
+def chinese_font() -> None:
+    """Without such a font the Chinese words of titles are boxes, which hold no text."""
+    if not (shutil.which("fc-list") and subprocess.check_output(["fc-list", ":lang=zh"])):
+        pytest.skip("needs a Chinese font: apt-get install fonts-noto-cjk")
+
+
+@pytest.fixture(scope="module")
 def built() -> dict[str, BeautifulSoup]:
     """Name of each page -> its article, as it was built, without what is for screens."""
     found = {}
@@ -237,7 +244,7 @@ class TestWholeBook:
         assert reader.metadata.title == next(iter(built.values())).h1.get_text().strip()
         assert reader.metadata.author
 
-    def test_a_bookmark_leads_to_each_chapter(self, reader, built):
+    def test_a_bookmark_leads_to_each_chapter(self, reader, built, chinese_font):
         marks = [mark for mark in reader.outline if not isinstance(mark, list)]
         wanted = titles(built)
         assert [squeezed(mark.title) for mark in marks[1:]] == [
@@ -267,7 +274,7 @@ class TestWholeBook:
         assert not wrong
         assert "1" not in reader.pages[0].extract_text().splitlines()
 
-    def test_the_contents_name_the_page_of_each_chapter(self, reader, built):
+    def test_the_contents_name_the_page_of_each_chapter(self, reader, built, chinese_font):
         at = beginnings(reader)
         first = at[next(iter(built))]
         text = "".join(reader.pages[n].extract_text() + "\n" for n in range(1, first))
@@ -322,10 +329,7 @@ class TestWholeBook:
         assert live and wanted <= found and "" not in found
         assert sum(found.values()) == len(pictures) + formulas
 
-    def test_chinese_is_printed(self, reader, built):
-        fonts = shutil.which("fc-list") and subprocess.check_output(["fc-list", ":lang=zh"])
-        if not fonts:
-            pytest.skip("needs a Chinese font: apt-get install fonts-noto-cjk")
+    def test_chinese_is_printed(self, reader, built, chinese_font):
         at = beginnings(reader)
         text = reader.pages[at["appendix-glossary"]].extract_text()
         assert "术语表" in unicodedata.normalize("NFKC", text)
