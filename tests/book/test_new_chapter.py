@@ -10,6 +10,7 @@ import nbformat
 import pytest
 import test_chapter_ends
 import test_notebooks
+import test_reading_time
 import yaml
 from bookfiles import ROOT, code_cells, markdown, notebooks, script
 
@@ -27,7 +28,7 @@ STUBS = {  # a book around the new chapter, with the pages that it links to
 
 def checks_of_a_chapter():
     """The tests that are asked of each chapter by its path, apart from those of built pages."""
-    for module in (test_notebooks, test_chapter_ends):
+    for module in (test_notebooks, test_chapter_ends, test_reading_time):
         for name, test in vars(module).items():
             if name.startswith("test_") and list(inspect.signature(test).parameters) == ["path"]:
                 marks = {mark.name: mark for mark in getattr(test, "pytestmark", [])}
