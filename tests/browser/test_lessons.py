@@ -93,3 +93,12 @@ def test_a_running_notebook_gets_a_widget_with_the_same_script(kind):
     live = kind()._wake()
     assert live._esm == joined(kind().scripts) + "export default { render };\n"
     assert live.state["words"] == kind().words
+
+
+@of_each
+def test_its_color_does_not_hang_on_the_page(page, tmp_path, kind):
+    """A notebook puts the widget into an element that has no class of ours."""
+    figure = opened(page, kind(), tmp_path)
+    figure.evaluate("el => el.classList.remove('mha-lesson')")
+    root = page.locator(".mha-root")
+    assert root.evaluate("e => getComputedStyle(e).getPropertyValue('--c')") == "#7645e0"
