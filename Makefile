@@ -79,7 +79,7 @@ lint-code: $(READY)
 	$(BIN)/ruff format --check
 
 lint-notebooks: $(READY)
-	$(BIN)/python .ci/notebooks.py --check chapters/*.ipynb
+	$(BIN)/python .ci/notebooks.py --check chapters/*.ipynb .ci/template.ipynb
 
 lint-text: $(READY)
 	$(BIN)/python .ci/lint.py
@@ -101,7 +101,7 @@ notebook notebooks: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
-	$(BIN)/python .ci/notebooks.py --tidy chapters/*.ipynb
+	$(BIN)/python .ci/notebooks.py --tidy chapters/*.ipynb .ci/template.ipynb
 
 repository: $(READY)
 	$(if $(filter command,$(origin URL)),,$(error Say which: make repository URL=https://github.com/OWNER/NAME))

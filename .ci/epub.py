@@ -21,6 +21,7 @@ from epub_page import HAN, Page, convert
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from sources import contents
 
 from mha import reference
 
@@ -61,23 +62,16 @@ ACCESS = {
 }
 
 
-def toc() -> tuple[str, list[tuple[str, list[str]]]]:
-    """The first page, and each part of `_toc.yml` with its pages."""
-    found = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
-    parts = [(part["caption"], [p["file"] for p in part["chapters"]]) for part in found["parts"]]
-    return found["root"], parts
-
-
 def names() -> list[str]:
     """All pages, in order."""
-    first, parts = toc()
+    first, parts = contents()
     return [first] + [page for _, pages in parts for page in pages]
 
 
 def kind(name: str) -> str:
     """What a page is, in the words of EPUB."""
     stem = name.rsplit("/", 1)[-1]
-    if name == toc()[0]:
+    if name == contents()[0]:
         return "introduction"
     numbered = re.match(r"\d", stem)
     return KINDS.get(stem, "chapter" if numbered else "appendix")
@@ -103,7 +97,7 @@ def chinese(text: str) -> str:
 
 def navigation(pages: dict[str, Page]) -> str:
     """The table of contents, and the landmarks."""
-    first, parts = toc()
+    first, parts = contents()
 
     def item(name: str) -> str:
         return f'<li><a href="{name}.xhtml">{chinese(pages[name].title)}</a></li>'

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import nbformat
-import yaml
 from notebooks import execute
+from sources import contents
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / ".ci/template.ipynb"
@@ -31,11 +31,7 @@ def number(name: str) -> str:
 
 def listed() -> list[tuple[str, list[str]]]:
     """The parts of `_toc.yml`: caption, and names of chapters."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
-    return [
-        (part["caption"], [Path(entry["file"]).name for entry in part["chapters"]])
-        for part in toc["parts"]
-    ]
+    return [(part, [Path(page).name for page in pages]) for part, pages in contents(ROOT)[1]]
 
 
 def check(name: str, title: str) -> None:

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 import browser
 import paper
 import pikepdf
+import sources
 import yaml
 from playwright.sync_api import sync_playwright
 
@@ -43,12 +44,10 @@ DRAWN = """() => ["中", "文"].map((character) => {
 
 def settings() -> tuple[dict, list[tuple[str, list[str]]]]:
     """What _config.yml says, and each part of _toc.yml: its caption and its pages."""
-    config, toc = (
-        yaml.safe_load((HTML.parents[1] / name).read_text(encoding="utf8"))
-        for name in ("_config.yml", "_toc.yml")
-    )
-    parts = [(part["caption"], [e["file"] for e in part["chapters"]]) for part in toc["parts"]]
-    return config, [("", [toc["root"]]), *parts]
+    root = HTML.parents[1]
+    first, parts = sources.contents(root)
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf8"))
+    return config, [("", [first]), *parts]
 
 
 def made_ready(names: list[str], glyphs: dict[frozenset[str], str]) -> list[paper.Page]:
@@ -200,11 +199,11 @@ def has_chinese(chromium) -> bool:
 
 def digest() -> str:
     """Hash of all that the PDF is made from."""
-    sources = [HTML.parents[1] / name for name in ("_config.yml", "_toc.yml")]
-    sources += [ROOT / ".ci" / name for name in ("pdf.py", "paper.py", "pdf.css")]
+    made_of = [HTML.parents[1] / name for name in ("_config.yml", "_toc.yml")]
+    made_of += [ROOT / ".ci" / name for name in ("pdf.py", "paper.py", "pdf.css")]
     pages = [*HTML.glob("chapters/*.html"), *HTML.glob("_static/**/*.css")]
     total = hashlib.sha256()
-    for path in [*sources, *sorted(pages)]:
+    for path in [*made_of, *sorted(pages)]:
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 

@@ -11,10 +11,16 @@ from myst_parser.mdit_to_docutils.base import default_slugify
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def contents(root: Path = ROOT) -> tuple[str, list[tuple[str, list[str]]]]:
+    """The first page, and each part of `_toc.yml`: its caption and its pages."""
+    toc = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf8"))
+    parts = [(part["caption"], [p["file"] for p in part["chapters"]]) for part in toc["parts"]]
+    return toc["root"], parts
+
+
 def chapters() -> list[Path]:
     """The chapters that are notebooks, in the order of `_toc.yml`."""
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8"))
-    names = [entry["file"] for part in toc["parts"] for entry in part["chapters"]]
+    names = [name for _, pages in contents()[1] for name in pages]
     return [path for name in names if (path := ROOT / f"{name}.ipynb").exists()]
 
 
